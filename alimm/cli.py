@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alimm",
         description="Large-scale visual recognition and search as plugins for MMEngine.",
-        epilog=f"commands:\n{table}\n\n`alimm COMMAND --help` explains one command.",
+        epilog=f"commands:\n{table}\n\n`alimm COMMAND --help` explains one command. "
+        "ALIMM_DEBUG=1 shows the traceback of an error.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"alimm {__version__}")
@@ -59,12 +60,18 @@ def run_guarded(module: str, function: str, arguments: Sequence[str] | None) -> 
     With ``ALIMM_DEBUG=1`` the exception goes through.
     """
     try:
-        return int(getattr(import_module(module), function)(arguments) or 0)
+        code = int(getattr(import_module(module), function)(arguments) or 0)
+        sys.stdout.flush()
+        return code
     except (ValueError, FileNotFoundError, ImportError) as error:
         if os.environ.get("ALIMM_DEBUG") == "1":
             raise
         print(f"alimm: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who read the output has enough, as `head` does. Python would complain again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("alimm: interrupted", file=sys.stderr)
         return 130

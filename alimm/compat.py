@@ -40,6 +40,11 @@ def apply(work_dir: str | os.PathLike[str] | None = None) -> None:
     checkpoint_writing()
     checkpoint_keeping()
     checkpoint_finding()
+    apply_to_imports()
+
+
+def apply_to_imports() -> None:
+    """Close the gaps that keep mmdet, mmseg and mmaction from importing; enough to build a model."""
     package_paths()
     mmaction_missing_module()
     mmaction_importlib_metadata()

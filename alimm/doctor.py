@@ -53,6 +53,8 @@ class Finding:
 
 
 _PLUGIN = "from alimm import compat; compat.apply(); import {0}, {0}.models; print({0}.__version__)"
+# mmcv's own build needs the torch that is installed, which an isolated build does not see.
+_EXTRA = "make setup  (in a checkout), else: pip install ninja && pip install --no-build-isolation 'alimm[{0}]'"
 
 CHECKS = (
     Check(
@@ -114,9 +116,9 @@ CHECKS = (
         "assert len(nms(b, torch.tensor([.9, .8, .7]), 0.5)[1]) == 2; print(mmcv.__version__, 'nms')",
         "make setup  (in a checkout), else: pip install ninja && pip install --no-build-isolation 'mmcv==2.1.0'",
     ),
-    Check("mmdet", _PLUGIN.format("mmdet"), "pip install 'alimm[det]'"),
-    Check("mmseg", _PLUGIN.format("mmseg"), "pip install 'alimm[seg]'"),
-    Check("mmaction", _PLUGIN.format("mmaction"), "pip install 'alimm[video]'"),
+    Check("mmdet", _PLUGIN.format("mmdet"), _EXTRA.format("det")),
+    Check("mmseg", _PLUGIN.format("mmseg"), _EXTRA.format("seg")),
+    Check("mmaction", _PLUGIN.format("mmaction"), _EXTRA.format("video")),
 )
 
 

@@ -11,6 +11,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("mmcv", "mmaction", "decord", "av", "einops"),
     "cuda": ("numba_cuda",),
     "cluster": ("ray",),
+    "text": ("ftfy", "regex"),
+    "focus": ("sklearn",),
+    "batching": ("networkx",),
     "dev": ("pytest", "hypothesis", "sklearn", "skimage", "tensorboard", "resvg_py", "fontTools"),
 }
 """Extra -> the modules it brings. A module in two extras is named with the first."""

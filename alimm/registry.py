@@ -43,6 +43,7 @@ def load_plugins() -> list[str]:
         try:
             point.load()
         except ImportError as error:
+            _loaded_plugins.discard(point.name)
             raise ImportError(
                 f"the alimm plugin {point.name!r} ({point.value}) is installed but does not import: {error}"
             ) from error

@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ import demo_baselines
 from alimm.apis.config import load_config, parse_options
 from alimm.apis.inferencers import EmbeddingInferencer
 from alimm.apis.test import test
-from alimm.apis.train import train
+from alimm.apis.train import check_work_dir, train
+from alimm.cli import run_guarded
 from alimm.datasets.emoji_products import EmojiProducts
 from alimm.evaluation.retrieval import RetrievalScores, retrieval_from_features
-from alimm.report import Page, Raw, curves, picture, table
+from alimm.report import Page, Raw, curves, escape, picture, table
 from alimm.search import ExactIndex
 
 CONFIG = "alimm::emoji_products/resnet_tiny_style.py"
@@ -123,6 +124,12 @@ def judge(demo: Demo, queries: NDArray[np.float32], shop: NDArray[np.float32]) -
     return retrieval_from_features(queries, demo.queries.identities, shop, demo.shop.identities, TOPK)
 
 
+def product(side: Side, row: int, css: str = "") -> Raw:
+    """A table cell with a picture and its name."""
+    name = side.names[row]
+    return Raw(f'<td class="{css}">{picture(side.images[row], name)}<small>{escape(name)}</small></td>')
+
+
 def search_step(demo: Demo) -> None:
     """Embed the shop's catalogue, search it with the unseen vendor's pictures, show the first hits."""
     embed = EmbeddingInferencer(demo.config, weights=demo.checkpoint)
@@ -136,11 +143,9 @@ def search_step(demo: Demo) -> None:
     chosen = np.random.default_rng(0).choice(len(queries), size=min(24, len(queries)), replace=False)
     rows = []
     for query in chosen:
-        cells = [Raw(f"<td>{picture(demo.queries.images[query])}<small>{demo.queries.names[query]}</small></td>")]
+        cells = [product(demo.queries, query)]
         for hit, good in zip(hits[query], right[query], strict=True):
-            css = "right" if good else "wrong"
-            name = demo.shop.names[hit]
-            cells.append(Raw(f'<td class="{css}">{picture(demo.shop.images[hit], name)}<small>{name}</small></td>'))
+            cells.append(product(demo.shop, hit, "right" if good else "wrong"))
         rows.append(cells)
     demo.page.section(
         "Search: what the catalogue answers",
@@ -192,14 +197,16 @@ def finish(demo: Demo, command: str) -> bool:
         "Figures",
         Raw(
             f"<p>In percent, on the unseen vendor. Many, medium and few: classes with over 100, 20 to 100 and under 20 "
-            f"training pictures.</p>{table(header, rows, strong=[0])}<ul>{verdicts}</ul>"
+            f"training pictures. Recall@k: queries with the same product among their first k hits.</p>"
+            f"{table(header, rows, strong=[0])}<ul>{verdicts}</ul>"
         ),
     )
     demo.page.sections.insert(0, overview)
+    test_again = shlex.join(["alimm", "test", str(demo.work_dir / Path(CONFIG).name), str(demo.checkpoint)])
     seconds = [[name, f"{value:.0f} s"] for name, value in demo.seconds.items()]
     demo.page.section(
         "How it was made",
-        Raw(f"<pre>{command}\nalimm test {demo.work_dir / Path(CONFIG).name} {demo.checkpoint}</pre>"),
+        Raw(f"<pre>{escape(command)}\n{escape(test_again)}</pre>"),
         table(["step", "time"], seconds),
     )
     report = demo.work_dir / "report.html"
@@ -218,7 +225,7 @@ def finish(demo: Demo, command: str) -> bool:
     return all(met for _, met in claims)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the steps; 0 if every claim is met."""
     parser = argparse.ArgumentParser(description="Train, test, embed and search on EmojiProducts, and write a report.")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
@@ -226,13 +233,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one epoch, to try the machinery; claims are not judged")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="K=V", help="changes to the config")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     config = load_config(CONFIG, parse_options(arguments.cfg_options))
     config.randomness.seed = arguments.seed
     epochs = 1 if arguments.quick else arguments.epochs
     if epochs is not None:
         config.train_cfg.max_epochs = epochs
-    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    check_work_dir(str(arguments.work_dir))
     page = Page(
         "alimm: recognise and search products across styles",
         "A small network learns 98 kinds of products from the drawings of two vendors and meets those of a third.",
@@ -247,4 +254,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_guarded("__main__", "main", None))

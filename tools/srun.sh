@@ -4,6 +4,9 @@
 run_tasks() {
     local partition=$1 job=$2 gpus=${GPUS:-8} python=${PYTHON:-python}
     shift 2
+    if [ -z "${PYTHON:-}" ] && [ -x "$here/../.venv/bin/python" ] && [ -z "${VIRTUAL_ENV:-}" ]; then
+        python="$here/../.venv/bin/python"
+    fi
     local size=()
     if [ "$gpus" = 0 ]; then
         size=(--ntasks="${TASKS:-1}")

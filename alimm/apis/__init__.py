@@ -1,4 +1,4 @@
-"""What a program calls: ``train``, ``test``, ``load_config``, models by name, inferencers.
+"""What a program calls: ``load_config``, models by name, inferencers; ``train.train`` and ``test.test`` in modules.
 
 The names are loaded when first used, so that importing one does not bring the runner.
 """

@@ -23,7 +23,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 TRUST_VARIABLE = "ALIMM_TRUST_CHECKPOINT"
-_TEMPORARY = re.compile(r"^\..+\.[^.]+-\d+\.partial$")
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<process>\d+)\.partial$")
 _STATISTICS = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
 
 
@@ -55,11 +55,20 @@ def load_restricted(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
     Raises:
         pickle.UnpicklingError: the file names something else; nothing of it was run.
+        ValueError: the file is no checkpoint, or is cut off or damaged. The message names it.
     """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    # A zip archive, or the pickle of torch before 1.6.
+    if start != b"PK" and start[:1] != b"\x80":
+        raise ValueError(f"{path} is not a checkpoint: it {f'starts with {start!r}' if start else 'is empty'}")
     # torch 2.4 has no safe_globals: there only plain weights load this way.
     safe_globals = getattr(torch.serialization, "safe_globals", None)
-    with safe_globals(_safe_names()) if safe_globals else contextlib.nullcontext():
-        return torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        with safe_globals(_safe_names()) if safe_globals else contextlib.nullcontext():
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}. Is the file complete?") from error
 
 
 def make_local_loader(work_dir: str | os.PathLike[str] | None) -> Callable[..., Any]:
@@ -105,7 +114,7 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", encoding: str | 
         with open(target, mode, encoding=encoding) as file:
             yield file
         return
-    temporary = target.with_name(f".{target.name}.{socket.gethostname().replace('.', '_')}-{os.getpid()}.partial")
+    temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}.partial")
     try:
         with open(temporary, mode, encoding=encoding) as file:
             yield file
@@ -124,10 +133,30 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", encoding: str | 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
     """Delete the hidden files that killed processes left in ``folder`` in the middle of a write; return them."""
-    leftovers = [path for path in Path(folder).glob(".*.partial") if _TEMPORARY.match(path.name)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
+    leftovers = []
+    for path in Path(folder).glob(".*.partial"):
+        name = _TEMPORARY.match(path.name)
+        if name is not None and not _still_writes(name["host"], int(name["process"])):
+            path.unlink(missing_ok=True)
+            leftovers.append(path)
     return leftovers
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")
+
+
+def _still_writes(host: str, process: int) -> bool:
+    """Whether that process is alive. Of another machine's nothing is known; it is taken for dead."""
+    if host != _host():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def why_unusable(path: str | os.PathLike[str], work_dir: str | os.PathLike[str] | None) -> str | None:

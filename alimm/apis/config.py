@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
+from mmengine.logging import print_log
 
 from alimm.extras import require
 from alimm.paths import resource_root
 
 SUFFIXES = (".py", ".json", ".yml", ".yaml")
+PACKAGES = ("alimm", "mmdet", "mmseg", "mmaction")
+"""Packages with configs that a misspelt name may mean."""
 
 
 def config_root(package: str, why: str) -> Path:
@@ -27,12 +31,14 @@ def config_root(package: str, why: str) -> Path:
 
     Raises:
         ImportError: the package is not installed; the message names the extra that brings it.
-        ValueError: it is installed and ships no configs.
+        ValueError: it is installed and ships no configs, or its name looks like a misspelt one.
     """
     if package == "alimm":
         return resource_root() / "configs"
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
+        if package not in PACKAGES and (near := difflib.get_close_matches(package, PACKAGES, n=1)):
+            raise ValueError(f"{why} names the package {package}, which is not installed. Did you mean {near[0]}?")
         require(package, why)
         raise ValueError(f"{why} names the package {package}, which is a folder without code")
     root = Path(spec.origin).parent
@@ -59,11 +65,13 @@ def find_config(spec: str | os.PathLike[str]) -> Path:
     else:
         path = Path(text).expanduser()
         root, prefix = next((folder for folder in path.parents if folder.is_dir()), Path()), ""
+    if not path.name:
+        raise FileNotFoundError(f"{text!r} names no config file: give a path or package::path")
     for candidate in (path, path.with_name(path.name + ".py")):
         if candidate.is_file():
             return candidate
     near = _near_configs(path, root, prefix, deep=bool(separator))
-    hint = f" Near names: {', '.join(near)}" if near else f" {root} holds no config with a name like it."
+    hint = f" Near names: {', '.join(near)}" if near else f" {root.resolve()} holds no config with a name like it."
     raise FileNotFoundError(f"there is no config {text}.{hint}")
 
 
@@ -106,6 +114,8 @@ def load_config(spec: str | os.PathLike[str] | Config, cfg_options: dict[str, An
 def merge_options(config: Config, options: dict[str, Any] | None) -> None:
     """Change a config in place by dotted keys.
 
+    A key that the config has not is added, as OpenMMLab does; where that looks like a slip, a warning says so.
+
     Raises:
         ValueError: an option goes through something that has no such part.
     """
@@ -114,6 +124,14 @@ def merge_options(config: Config, options: dict[str, Any] | None) -> None:
 
 
 def _merge_option(config: Config, key: str, value: Any) -> None:
+    first = key.partition(".")[0]
+    if first not in config and (near := difflib.get_close_matches(first, list(config), n=1, cutoff=0.75)):
+        print_log(
+            f"--cfg-options {key}: the config has no {first!r}, so it is added and may do nothing. Did you mean "
+            f"{near[0]!r}?",
+            logger="current",
+            level=logging.WARNING,
+        )
     try:
         config.merge_from_dict({key: value})
     except (KeyError, TypeError, IndexError) as error:

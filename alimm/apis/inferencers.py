@@ -186,8 +186,10 @@ class EmbeddingInferencer(_Inferencer):
             Shape (number of pictures, dim), in order; (0, 0) for an empty list.
 
         Raises:
-            ValueError: something is no picture; the message names the file.
+            ValueError: something is no picture (the message names the file), or the model cannot embed.
         """
+        if not hasattr(self.model, "embed"):
+            raise ValueError(f"{type(self.model).__name__} has no method embed; alimm.ImageClassifier has one")
         rows = []
         for batch in self._batches(inputs, batch_size):
             with torch.inference_mode():

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
+from alimm import compat
 from alimm.apis.config import load_config
 from alimm.apis.devices import resolve_device
 from alimm.apis.errors import explain_build_errors
@@ -91,6 +92,7 @@ def _title(cfg: Config, config: str | Path | Config) -> str:
 
 
 def _build(cfg: Config) -> nn.Module:
+    compat.apply_to_imports()
     load_plugins()
     with explain_build_errors(cfg), DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "alimm"):
         model: nn.Module = MODELS.build(cfg.model)

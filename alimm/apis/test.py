@@ -21,7 +21,7 @@ from alimm.apis.checkpoints import atomic_open
 from alimm.apis.config import load_config, merge_options, parse_options
 from alimm.apis.devices import resolve_device
 from alimm.apis.errors import explain_build_errors
-from alimm.apis.train import add_common_arguments, check_work_dir, set_work_dir
+from alimm.apis.train import add_common_arguments, check_parts, check_work_dir, set_work_dir
 from alimm.hooks import ProgressHook
 from alimm.registry import load_plugins
 from alimm.zoo import download as zoo
@@ -73,6 +73,7 @@ def test(
         merged.default_hooks = {}
     merged.default_hooks.setdefault("progress", dict(type="alimm.ProgressHook"))
     target = _out_path(out)
+    check_parts(merged, "test")
     check_work_dir(merged.work_dir)
     compat.apply(merged.work_dir)
     zoo.register()

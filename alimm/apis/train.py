@@ -63,6 +63,7 @@ def train(
     merged = merge_train_options(
         load_config(config), work_dir, resume, amp, auto_scale_lr, cfg_options, launcher, seed, place
     )
+    check_parts(merged, "train")
     check_work_dir(merged.work_dir)
     compat.apply(merged.work_dir)
     zoo.register()
@@ -70,6 +71,7 @@ def train(
     kind = place.partition(":")[0]
     with compat.chosen_device(place), explain_build_errors(merged):
         compat.cpu_distributed(merged, launcher, kind)
+        _check_resumable(merged)
         _keep_seed(merged)
         runner = Runner.from_cfg(merged)
         if runner.rank == 0:
@@ -137,6 +139,23 @@ def set_work_dir(config: Config, work_dir: str | os.PathLike[str] | None) -> Non
         config.work_dir = os.path.join("work_dirs", Path(config.filename).stem if config.filename else "unnamed")
 
 
+def check_parts(config: Config, command: str) -> None:
+    """Refuse a config that lacks what training or testing needs, with all that it lacks.
+
+    Args:
+        config: with every option merged.
+        command: ``'train'`` or ``'test'``.
+
+    Raises:
+        ValueError: parts are missing.
+    """
+    last = "optim_wrapper" if command == "train" else "test_evaluator"
+    needed = ("model", f"{command}_dataloader", f"{command}_cfg", last)
+    # An empty dict is a test_cfg.
+    if missing := [name for name in needed if config.get(name) is None]:
+        raise ValueError(f"{config.filename or 'the config'} has no {', '.join(missing)}: `alimm {command}` needs it")
+
+
 def check_work_dir(work_dir: str) -> None:
     """Make the work dir and try to write there, before hours of training end with nothing saved.
 
@@ -158,7 +177,23 @@ def _existing(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if "://" not in text and not Path(text).expanduser().is_file():
         raise FileNotFoundError(f"there is no checkpoint {text} to resume from. --resume auto takes the newest one")
-    return text
+    return text if "://" in text else str(Path(text).expanduser())
+
+
+def _check_resumable(config: Config) -> None:
+    """Refuse a named checkpoint that training cannot go on from before anything is built.
+
+    Raises:
+        ValueError: it is damaged, or holds weights alone.
+    """
+    path = config.get("load_from")
+    if not config.get("resume") or not path or "://" in path:
+        return
+    if reason := checkpoints.why_unusable(path, config.work_dir):
+        raise ValueError(
+            f"cannot resume from {path}: {reason}. Name another checkpoint, or start from its weights with "
+            f"--cfg-options load_from={path}"
+        )
 
 
 def _wrapper_name(config: Config) -> str:
@@ -167,6 +202,8 @@ def _wrapper_name(config: Config) -> str:
 
 
 def _use_amp(config: Config) -> None:
+    if not config.get("optim_wrapper"):
+        raise ValueError("--amp changes the optim_wrapper, and the config has none")
     name = _wrapper_name(config)
     if name not in ("OptimWrapper", "AmpOptimWrapper", "Bf16OptimWrapper"):
         raise ValueError(f"--amp replaces the optim_wrapper OptimWrapper, but the config has {name}: leave out --amp")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from alimm.datasets.loading import composite
 from alimm.registry import DATASETS
 from alimm.seeding import numpy_stream
 
@@ -88,13 +89,6 @@ def concept_test_identities(catalogue: EmojiCatalogue, seed: int, test_ratio: fl
     return is_test
 
 
-def composite(pixels: np.ndarray, background: Sequence[int]) -> np.ndarray:
-    """Lay RGBA pictures (..., 4) over one colour; uint8 (..., 3)."""
-    alpha = pixels[..., 3:].astype(np.uint16)
-    mixed = pixels[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
-
-
 @DATASETS.register_module()
 class EmojiProducts(BaseDataset):
     """EmojiProducts as an MMEngine data set.
@@ -106,7 +100,8 @@ class EmojiProducts(BaseDataset):
         split: ``'style'`` trains on two vendors and tests on ``test_vendor``; ``'concept'`` shares no identity between
             the two sides; ``'all'`` has every picture on both.
         subset: ``'train'`` or ``'test'``. For identity retrieval across vendors the train side of ``'style'`` is the
-            gallery and the test side the queries; every query has its identity in the gallery.
+            gallery and the test side the queries. Every query has its identity in the gallery, but for the 262 that
+            twemoji alone has drawn, with ``test_vendor='twemoji'``.
         target: what ``gt_label`` is: ``'subgroup'`` (98 classes), ``'group'`` (9) or ``'identity'`` (1,914).
         test_vendor: ``'noto'``, ``'twemoji'`` or ``'fluent'``.
         test_ratio: share of the identities on the test side of the concept split.

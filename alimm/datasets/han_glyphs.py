@@ -2,9 +2,9 @@
 
 ``tools/data/prepare_han_glyphs.py`` fetches the fonts and renders. The test side is a family that training never sees,
 so that a figure says how well characters are known, not how well one drawing of them is. ``wqy-zenhei`` (print) and
-``arphic-ukai`` (brush) are fit for that. ``arphic-uming`` and ``babelstone-han`` go back to the same drawings: 29 % of the
-characters of both have a cosine above 0.95 between their pictures, and hardly any of another pair has. Where one of
-them is the test family, leave the other out of ``train_families``.
+``arphic-ukai`` (brush) are fit for that. ``arphic-uming`` and ``babelstone-han`` go back to the same drawings: 29 % of
+the characters of both have a cosine above 0.95 between their pictures, and hardly any of another pair has. Where one
+of them is the test family, leave the other out of ``train_families``.
 """
 
 from __future__ import annotations

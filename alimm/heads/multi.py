@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModule
@@ -29,18 +29,17 @@ class MultiHead(BaseModule):
         if main not in heads:
             raise ValueError(f"main must be one of the heads {sorted(heads)}, got {main!r}")
         self.main = main
-        self.heads: Mapping[str, ClsHead] = nn.ModuleDict({name: MODELS.build(head) for name, head in heads.items()})
+        self.heads = nn.ModuleDict({name: MODELS.build(head) for name, head in heads.items()})
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (N, D) to the logits of the main head."""
-        logits: torch.Tensor = self.heads[self.main](features)
-        return logits
+        return cast(torch.Tensor, self.heads[self.main](features))
 
     def loss(self, features: torch.Tensor, data_samples: Sequence[ClsDataSample]) -> dict[str, torch.Tensor]:
         """The losses of all heads, each under its own name."""
         losses = {}
         for name, head in self.heads.items():
-            for key, value in head.loss(features, data_samples).items():
+            for key, value in cast(ClsHead, head).loss(features, data_samples).items():
                 losses[f"{name}.{key}"] = value
         return losses
 
@@ -48,5 +47,4 @@ class MultiHead(BaseModule):
         self, features: torch.Tensor, data_samples: Sequence[ClsDataSample] | None = None
     ) -> list[ClsDataSample]:
         """The predictions of the main head."""
-        samples: list[ClsDataSample] = self.heads[self.main].predict(features, data_samples)
-        return samples
+        return cast(ClsHead, self.heads[self.main]).predict(features, data_samples)

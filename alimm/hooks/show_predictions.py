@@ -65,4 +65,6 @@ def _draw(image_HWC: np.ndarray, lines: list[str], right: bool, min_width: int) 
     colour = (0, 110, 0) if right else (180, 0, 0)
     for row, line in enumerate(lines):
         cv2.putText(strip, line, (2, 13 + 16 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, 1, cv2.LINE_AA)
-    return np.concatenate([enlarged.astype(np.uint8), strip])
+    # A picture of one channel becomes grey of three.
+    rgb = np.broadcast_to(enlarged.astype(np.uint8), (*enlarged.shape[:2], 3))
+    return np.concatenate([rgb, strip])

@@ -34,9 +34,12 @@ class SupConLoss(nn.Module):
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Features (N, D) of any length and labels (N,) to a scalar."""
-        x_ND = F.normalize(features.float(), dim=1)
+        # Under AMP the product would be in half precision, which at a small temperature costs two digits.
+        with torch.autocast(features.device.type, enabled=False):
+            x_ND = F.normalize(features.float(), dim=1)
+            similarity_NN = x_ND @ x_ND.T
         self_NN = torch.eye(len(x_ND), dtype=torch.bool, device=x_ND.device)
-        logits_NN = (x_ND @ x_ND.T / self.temperature).masked_fill(self_NN, float("-inf"))
+        logits_NN = (similarity_NN / self.temperature).masked_fill(self_NN, float("-inf"))
         log_p_NN = F.log_softmax(logits_NN, dim=1)
         partner_NN = (labels[:, None] == labels[None, :]) & ~self_NN
         partners_N = partner_NN.sum(1)

@@ -55,7 +55,7 @@ class MixStyle(nn.Module):
         if not self.training or self.prob == 0:
             return x
         mean = x.mean((2, 3), keepdim=True).detach()
-        std = (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
+        std = (x.var((2, 3), correction=0, keepdim=True) + 1e-6).sqrt().detach()
         shape = (len(x), 1, 1, 1)
         weight = torch.distributions.Beta(self.alpha, self.alpha).sample(shape).to(x)
         weight = torch.where(torch.rand(shape, device=x.device) < self.prob, weight, 1.0)

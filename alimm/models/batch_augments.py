@@ -28,6 +28,8 @@ def _with_prob(like: torch.Tensor, prob: float) -> torch.Tensor:
 class BatchRandomAffine(nn.Module):
     """Rotate, scale, stretch, shear, shift and mirror, in one resampling.
 
+    Angles are true for square pictures; others are rotated as if they were stretched to a square first.
+
     Args:
         degrees: rotation of up to so many degrees either way.
         scale: size changes by a factor of up to ``exp(scale)`` either way.

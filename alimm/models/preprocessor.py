@@ -23,6 +23,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         to_rgb: swap the first and last channel first, for pipelines that load BGR as mmcv's do.
         batch_augments: configs of modules that map a float batch (N, 3, H, W) of 0 to 255 to such a batch; they run in
             training only, on the model's device, and cost a fraction of what augmenting picture by picture does.
+        channels_last: hand the batch over in torch's channels_last layout, in which convolutions are faster on the CPU
+            and under AMP.
         non_blocking: copy to the device without waiting.
     """
 
@@ -35,12 +37,14 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         std: Sequence[float] = IMAGENET_STD,
         to_rgb: bool = False,
         batch_augments: Sequence[dict[str, Any]] = (),
+        channels_last: bool = False,
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
         if len(mean) != len(std) or any(value <= 0 for value in std):
             raise ValueError(f"mean and std must have the same length and std be above 0, got {mean!r} and {std!r}")
         self.to_rgb = to_rgb
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.batch_augments = torch.nn.ModuleList(MODELS.build(config) for config in batch_augments)
@@ -68,4 +72,5 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             with torch.no_grad():
                 for augment in self.batch_augments:
                     inputs = augment(inputs)
-        return {**data, "inputs": (inputs - self.mean) / self.std}
+        inputs = (inputs - self.mean) / self.std
+        return {**data, "inputs": inputs.contiguous(memory_format=self.layout)}

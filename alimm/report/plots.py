@@ -27,7 +27,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     )
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for colour, (name, (x, y)) in zip(COLOURS * 4, lines.items(), strict=False):
-            axis.plot(x, y, color=colour, label=name, linewidth=1.8)
+            axis.plot(x, y, color=colour, label=name, linewidth=1.8, marker="o" if len(x) < 20 else None, markersize=4)
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_xlabel(x_label)
         axis.grid(alpha=0.25)

@@ -64,7 +64,8 @@ def download(name: str, dest: Path | None = None, timeout: float = 30.0) -> Path
 
     Raises:
         ValueError: no such model, or it has no checkpoint.
-        DownloadError: no location gave the right file, or the network is needed and ``ALIMM_OFFLINE=1`` is set.
+        DownloadError: no location gave the right file, the network is needed and ``ALIMM_OFFLINE=1`` is set, or
+            ``dest`` cannot be written.
     """
     entry = get_entry(name.removeprefix(SCHEME))
     path = fetch(entry, timeout=timeout)
@@ -72,7 +73,11 @@ def download(name: str, dest: Path | None = None, timeout: float = 30.0) -> Path
         return path
     target = dest / entry.weights_name
     if not (target.is_file() and sha256_of(target) == entry.sha256):
-        _store_locked(entry, path.resolve().as_uri(), target, timeout)
+        try:
+            dest.mkdir(parents=True, exist_ok=True)
+            _store(entry, path.resolve().as_uri(), target, timeout)
+        except OSError as error:
+            raise DownloadError(f"cannot write to {dest}: {error}") from error
     return target
 
 

@@ -1,6 +1,7 @@
 """Recogniser on EmojiProducts, style split: 98 sub-groups, and features that find the same product in another style.
 
 The linear head learns the sub-group; the contrastive head pulls the two vendors' pictures of one product together.
+Pictures are not mirrored: which way an arrow, a hand or a clock points tells products apart.
 """
 
 from mmengine.config import read_base
@@ -21,10 +22,10 @@ from alimm.heads import ContrastiveHead, LinearHead, MultiHead
 from alimm.losses import SupConLoss
 from alimm.models import BatchColorJitter, BatchCutout, BatchRandomAffine
 
-epochs, warmup = 45, 5
+epochs, warmup = 36, 5
 
 model.data_preprocessor.batch_augments = [
-    dict(type=BatchRandomAffine, degrees=12, scale=0.18, aspect=0.09, shear=0.12, shift=0.09),
+    dict(type=BatchRandomAffine, degrees=12, scale=0.18, aspect=0.09, shear=0.12, shift=0.09, flip_prob=0),
     dict(
         type=BatchColorJitter,
         saturation=0.4,
@@ -42,7 +43,7 @@ model.head = dict(
     main="subgroup",
     heads=dict(
         subgroup=dict(type=LinearHead, num_classes=98, in_channels=256),
-        identity=dict(type=ContrastiveHead, loss=dict(type=SupConLoss, temperature=0.1)),
+        identity=dict(type=ContrastiveHead, loss=dict(type=SupConLoss, temperature=0.1, loss_weight=2.0)),
     ),
 )
 train_dataloader.batch_sampler = dict(type=IdentityBatchSampler, images=2)
@@ -72,4 +73,4 @@ test_evaluator = [
     dict(type=ShotAccuracy),
 ]
 custom_hooks = [dict(type=EMAHook, momentum=0.01, update_buffers=True)]
-expected = {"accuracy/top1": 55.0}
+expected = {"accuracy/top1": 62.0}

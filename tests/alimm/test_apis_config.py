@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from alimm.apis.config import find_config, load_config, parse_options
+from alimm.apis.config import find_config, load_config, merge_options, parse_options
 
 
 def test_a_path_with_and_without_suffix(tmp_path: Path) -> None:
@@ -85,3 +85,26 @@ def test_a_package_that_is_not_installed_is_named() -> None:
         load_config("no_such_package::a.py")
     with pytest.raises(ValueError, match="ships no configs"):
         load_config("numpy::a.py")
+
+
+def test_a_misspelt_package_is_not_offered_for_installation() -> None:
+    with pytest.raises(ValueError, match=r"mmdt, which is not installed\. Did you mean mmdet\?"):
+        find_config("mmdt::x.py")
+
+
+@pytest.mark.parametrize("spec", ["", "."])
+def test_a_spec_without_a_name(spec: str) -> None:
+    with pytest.raises(FileNotFoundError, match="names no config file"):
+        find_config(spec)
+
+
+def test_an_option_that_looks_like_a_slip_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("alimm.apis.config.print_log", lambda text, **kwargs: said.append(text))
+    config = Config(dict(model=dict(type="A"), seed=1))
+    merge_options(config, {"model.depth": 3, "default_hooks.checkpoint.interval": 2})
+    assert not said
+    merge_options(config, {"models.depth": 3})
+    assert len(said) == 1
+    assert "Did you mean 'model'" in said[0]
+    assert config.models.depth == 3

@@ -42,3 +42,21 @@ def test_missing_operators_point_to_doctor() -> None:
 def test_places_of() -> None:
     nest = dict(type="A", b=[dict(type="B"), dict(c=dict(type="A"))], d=(dict(type="A"),))
     assert places_of("A", nest) == ["type", "b.1.c.type", "d.0.type"]
+
+
+def test_a_misspelt_scope_lists_near_names_and_no_command() -> None:
+    config = Config(dict(model=dict(type="alim.ResNetTiny")))
+    with pytest.raises(ImportError, match=r"model\.type\) needs the package alim,") as caught:  # noqa: SIM117
+        with explain_build_errors(config):
+            MODELS.build(config.model)
+    assert "alimm.ResNetTiny" in str(caught.value)
+    assert "pip install" not in str(caught.value)
+
+
+def test_an_argument_that_a_part_does_not_take_is_told_with_its_place() -> None:
+    config = Config(dict(custom_hooks=[dict(type="EMAHook"), dict(type="mmengine.SyncBuffersHook", strict_lod=1)]))
+    with pytest.raises(ValueError, match=r"no argument 'strict_lod' \(at custom_hooks\.1\.strict_lod\)"):  # noqa: SIM117
+        with explain_build_errors(config):
+            HOOKS.build(config.custom_hooks[1])
+    with pytest.raises(TypeError, match="other"), explain_build_errors(config):
+        raise TypeError("f() got an unexpected keyword argument 'other'")

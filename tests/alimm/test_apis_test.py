@@ -86,3 +86,19 @@ def test_show_dir_uses_the_hook_of_the_library(kind: str | None, key: str) -> No
     config.default_hooks.visualization = dict(type="Other")
     with pytest.raises(ValueError, match="Other"):
         api.draw_into(config, "/folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not here</html>", b"PK\x03\x04 cut off", b"\x80\x02 cut off"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.pth"):
+        api.test(tiny_config(), path, work_dir=tmp_path / "w", device="cpu")
+
+
+def test_a_config_without_test_parts_is_refused_with_their_names(tmp_path: Path) -> None:
+    config = tiny_config(work_dir=str(tmp_path))
+    config.pop("test_dataloader")
+    config.pop("test_evaluator")
+    with pytest.raises(ValueError, match="has no test_dataloader, test_evaluator: `alimm test` needs"):
+        api.test(config, None, device="cpu")

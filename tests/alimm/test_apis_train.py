@@ -136,3 +136,30 @@ def test_import_alimm_is_cheap_after_torch_and_mmengine() -> None:
         for _ in range(2)
     ]
     assert min(times) <= 0.3
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not here</html>", b"PK\x03\x04 cut off", b"\x80\x02 cut off"])
+def test_resuming_from_a_damaged_file_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot resume from .*bad\.pth"):
+        train(tiny_config(tmp_path / "run"), resume=tmp_path / "bad.pth")
+    assert not list(tmp_path.glob("run/*/*.log")), "it was refused before the runner was built"
+
+
+def test_resuming_from_bare_weights_is_refused(tmp_path: Path) -> None:
+    torch.save(dict(state_dict={}, meta={}), tmp_path / "published.pth")
+    with pytest.raises(ValueError, match=r"no training state.*load_from="):
+        train(tiny_config(tmp_path / "run"), resume=tmp_path / "published.pth")
+
+
+@pytest.mark.parametrize("part", ["model", "train_dataloader", "train_cfg", "optim_wrapper"])
+def test_a_config_without_a_part_is_refused_by_its_name(tmp_path: Path, part: str) -> None:
+    config = tiny_config(tmp_path)
+    config.pop(part)
+    with pytest.raises(ValueError, match=f"has no {part}: `alimm train` needs it"):
+        train(config)
+
+
+def test_amp_without_an_optim_wrapper() -> None:
+    with pytest.raises(ValueError, match="--amp changes the optim_wrapper"):
+        merge_train_options(Config(dict(work_dir="w")), amp=True)

@@ -111,3 +111,11 @@ def test_download_of_an_unknown_name_lists_near_names() -> None:
     done = run_cli("download", "no_such_model")
     assert done.returncode == 2
     assert "no_such_model" in done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "alimm.cli", "list"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -112,3 +112,11 @@ def test_pictures_of_predictions(tmp_path: Path) -> None:
     picture_BGR = cv2.imread(str(tmp_path / "out" / "a_0.png"))
     assert picture_BGR.shape[1] == 32
     assert picture_BGR[0, 0].tolist() == [10, 10, 200], "RGB in, right colours out"
+
+
+def test_a_picture_of_one_channel_is_drawn_grey(tmp_path: Path) -> None:
+    sample = ClsDataSample(metainfo=dict(sample_id="a")).set_pred_score(torch.tensor([0.2, 0.8]))
+    hook = ShowPredictionsHook(str(tmp_path), min_width=8)
+    image = torch.full((1, 8, 8), 50, dtype=torch.uint8)
+    hook.after_test_iter(FakeRunner(io.StringIO()), 0, dict(inputs=[image]), [sample])
+    assert cv2.imread(str(tmp_path / "a.png"))[0, 0].tolist() == [50, 50, 50]

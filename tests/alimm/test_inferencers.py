@@ -229,3 +229,11 @@ def test_a_model_without_a_head_cannot_classify(real):
     assert alimm.EmbeddingInferencer(model)(random_pictures(2)).shape == (2, 8)
     with pytest.raises(ValueError, match="it has no head"):
         alimm.ImageClassificationInferencer(model)(random_pictures(2))
+
+
+def test_a_model_without_embed_is_named(real):
+    model = alimm.init_model(real)
+    other = torch.nn.Identity()
+    other.cfg = model.cfg
+    with pytest.raises(ValueError, match="Identity has no method embed"):
+        alimm.EmbeddingInferencer(other)(random_pictures(1))

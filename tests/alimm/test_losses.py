@@ -107,6 +107,13 @@ def test_sup_con_equals_the_formula(samples, classes, temperature, seed):
     assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
+def test_sup_con_is_computed_in_single_precision_under_autocast():
+    x, labels = torch.randn(8, 16), torch.arange(8) // 2
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = SupConLoss()(x, labels)
+    assert torch.equal(inside, SupConLoss()(x, labels))
+
+
 def test_sup_con_without_partners_is_zero_with_a_finite_gradient():
     x = torch.randn(3, 4, requires_grad=True)
     loss = SupConLoss()(x, torch.arange(3))

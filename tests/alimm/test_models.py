@@ -109,6 +109,13 @@ def test_preprocessor_normalises_and_swaps_channels():
     assert not plain.state_dict()
 
 
+def test_channels_last_changes_the_layout_and_no_value():
+    data = batch(2)
+    last = ClsDataPreprocessor(channels_last=True)(data)["inputs"]
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, ClsDataPreprocessor()(data)["inputs"])
+
+
 def test_preprocessor_augments_in_training_only():
     model = ClsDataPreprocessor(batch_augments=[dict(type="alimm.BatchCutout", prob=1.0, size=1.0)])
     data = dict(inputs=torch.full((2, 3, 8, 8), 100, dtype=torch.uint8))
@@ -144,6 +151,7 @@ def test_mixstyle_swaps_statistics_and_rests_in_evaluation():
         return (y - y.mean((2, 3), keepdim=True)) / y.std((2, 3), keepdim=True)
 
     assert torch.allclose(shape(mixed), shape(x), atol=1e-3)
+    assert mix(torch.randn(4, 3, 1, 1)).isfinite().all()
     assert torch.equal(MixStyle(prob=0.0).train()(x), x)
 
 

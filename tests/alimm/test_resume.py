@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alimm.apis.checkpoints import load_restricted
+from alimm.apis.checkpoints import load_restricted, remove_leftovers
 from alimm.apis.train import train
 from tests.alimm.tiny_run import same_bits, tiny_config
 
@@ -124,6 +125,17 @@ def test_kill_in_the_middle_of_a_save_keeps_the_last_checkpoint(tmp_path: Path) 
     assert not list(work_dir.glob(".*.partial")), "the half written file is cleared away"
     train(tiny_config(), work_dir=tmp_path / "whole", device="cpu")
     assert same_bits(final_state(tmp_path / "whole", "epoch_4.pth"), final_state(work_dir, "epoch_4.pth"))
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    host = socket.gethostname().replace(".", "_")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".a.pth.{host}-{os.getpid()}.partial", f".b.pth.{host}-{dead.pid}.partial", ".c.pth.elsewhere-1.partial"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in remove_leftovers(tmp_path)) == sorted(names[1:])
+    assert [path.name for path in tmp_path.iterdir()] == names[:1]
 
 
 def test_the_kill_does_harm_without_the_patch(tmp_path: Path) -> None:

@@ -284,6 +284,15 @@ def test_download_by_name_and_to_a_folder(tmp_path, server, monkeypatch):
     assert target.read_bytes() == BODY
     assert zoo.download("toy_r18", dest=tmp_path / "to here") == target
     assert len(server.requests) == 1
+    assert os.listdir(target.parent) == [NAME], "nothing else is left in the user's folder"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, server, monkeypatch):
+    entry = entry_for(tmp_path, f"{server.url}/good/{NAME}")
+    monkeypatch.setattr(zoo, "get_entry", {"toy_r18": entry}.__getitem__)
+    (tmp_path / "file").touch()
+    with pytest.raises(zoo.DownloadError, match=r"cannot write to .*file/x"):
+        zoo.download("toy_r18", dest=tmp_path / "file" / "x")
 
 
 def test_load_from_through_mmengine(tmp_path, server, monkeypatch):
