@@ -207,7 +207,8 @@ def report(rows: Sequence[tuple[str, str]], findings: Sequence[Finding]) -> None
         for name, value in rows:
             print(f"{name}: {value}")
         for found in findings:
-            print(f"{'ok  ' if found.works else 'FAIL' if found.check.core else 'no  '} {found.check.name}: {found.detail}")
+            mark = "ok  " if found.works else "FAIL" if found.check.core else "no  "
+            print(f"{mark} {found.check.name}: {found.detail}")
     else:
         from rich.console import Console
         from rich.table import Table
