@@ -17,7 +17,7 @@ POOL = dict(type="alimm.GlobalPoolNeck", in_channels=32, norm=True)
 
 
 def classifier(**changes):
-    return MODELS.build(dict(type="ImageClassifier", backbone=TINY, neck=POOL, head=HEAD) | changes)
+    return MODELS.build(dict(type="alimm.ImageClassifier", backbone=TINY, neck=POOL, head=HEAD) | changes)
 
 
 def batch(count=4, size=16):

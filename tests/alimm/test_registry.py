@@ -6,6 +6,7 @@ import sys
 import pytest
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry as MmengineRegistry
 
 from alimm import registry
 from alimm.registry import DATASETS, HOOKS, INDEXES, MODELS, near_matches
@@ -62,6 +63,16 @@ def test_a_broken_plugin_is_named(monkeypatch):
 )
 def test_near_matches_are_written_as_a_config_writes_them(name, kind, best):
     assert near_matches(name, kind)[0] == best
+
+
+def test_a_broken_registry_of_others_does_not_hide_the_hint():
+    child = MmengineRegistry("hook", parent=MMENGINE_HOOKS, scope="broken_scope", locations=["nowhere.at_all"])
+    try:
+        with pytest.raises(ImportError):
+            child.import_from_location()
+        assert near_matches("alimm.EpochSeedHok", "hook")[0] == "alimm.EpochSeedHook"
+    finally:
+        del MMENGINE_HOOKS.children["broken_scope"]
 
 
 def test_nothing_near_gives_nothing():
