@@ -81,7 +81,7 @@ OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, "alimm.optim")
 PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, "alimm.optim")
 MODEL_WRAPPERS = _child(MMENGINE_MODEL_WRAPPERS, "alimm.distributed")
 INDEXES = Registry("index", scope="alimm", locations=["alimm.search"])
-TEXT_ENCODERS = Registry("text_encoder", scope="alimm", locations=["alimm.text"])
+TEXT_ENCODERS = Registry("text_encoder", scope="alimm")
 
 
 def near_matches(name: str, registry_name: str | None = None, count: int = 5) -> list[str]:

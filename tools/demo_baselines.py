@@ -46,11 +46,11 @@ def accuracies(
 ) -> dict[str, float]:
     """The figures of the alimm metrics, in percent, from hard predictions."""
     classes = int(max(labels.max(), train_labels.max())) + 1
-    accuracy, _ = class_accuracy(labels, (predicted == labels).astype(float), classes)
+    accuracy, counts = class_accuracy(labels, (predicted == labels).astype(float), classes)
     groups = shot_groups(np.bincount(train_labels, minlength=classes))
-    figures = {
-        "accuracy/top1": float((predicted == labels).mean()),
-        "accuracy/mean_class": float(np.nanmean(accuracy)),
-        **{f"shot/{name}": float(np.nanmean(accuracy[groups == name])) for name in ("many", "medium", "few")},
-    }
-    return {key: 100 * value for key, value in figures.items()}
+    figures = {"accuracy/top1": (predicted == labels).mean(), "accuracy/mean_class": accuracy[counts > 0].mean()}
+    for name in ("many", "medium", "few"):
+        members = (groups == name) & (counts > 0)
+        if members.any():
+            figures[f"shot/{name}"] = accuracy[members].mean()
+    return {key: 100 * float(value) for key, value in figures.items()}

@@ -21,7 +21,7 @@ from alimm.apis.checkpoints import atomic_open
 from alimm.apis.config import load_config, merge_options, parse_options
 from alimm.apis.devices import resolve_device
 from alimm.apis.errors import explain_build_errors
-from alimm.apis.train import add_common_arguments, check_parts, check_work_dir, set_work_dir
+from alimm.apis.train import add_common_arguments, check_parts, check_work_dir, name_experiment, set_work_dir
 from alimm.hooks import ProgressHook
 from alimm.registry import load_plugins
 from alimm.zoo import download as zoo
@@ -64,6 +64,7 @@ def test(
     place = resolve_device(device, launcher)
     merged = load_config(config)
     set_work_dir(merged, work_dir)
+    name_experiment(merged)
     merged.launcher, merged.resume = launcher, False
     merged.load_from = _existing(checkpoint)
     if show_dir is not None:

@@ -221,11 +221,18 @@ def _amp_on_cpu(config: Config) -> None:
             config.optim_wrapper.pop(key, None)
 
 
-def _add_default_hooks(config: Config) -> None:
-    """Add alimm's own default hooks; a config leaves one out with ``default_hooks = dict(epoch_seed=None)``."""
-    # MMEngine keeps loggers and message hubs by this name and the second of the start: two runs must not share them.
+def name_experiment(config: Config) -> None:
+    """Name a run that has no name.
+
+    MMEngine keeps loggers and message hubs by this name and the second of the start; two runs must not share them.
+    """
     if not config.get("experiment_name"):
         config.experiment_name = f"{Path(config.work_dir).name}_{os.getpid()}_{next(_runs)}"
+
+
+def _add_default_hooks(config: Config) -> None:
+    """Add alimm's own default hooks; a config leaves one out with ``default_hooks = dict(epoch_seed=None)``."""
+    name_experiment(config)
     hooks = dict(config.get("default_hooks") or {})
     own = {"epoch_seed": dict(type="alimm.EpochSeedHook"), "progress": dict(type="alimm.ProgressHook")}
     for name, hook in own.items():
