@@ -92,7 +92,9 @@ def find_logs(path: Path) -> list[Path]:
         return [path]
     folders = [path, path / "vis_data", *sorted(path.glob("*/vis_data"))]
     # MMEngine writes each line twice: into scalars.json and into <timestamp>.json. One of them is enough.
-    found = [next(iter([*folder.glob("scalars.json"), *sorted(folder.glob("*.json"))]), None) for folder in folders]
+    # Other files of a work dir are none of ours.
+    names = ("scalars.json", "[0-9]*_[0-9]*.json")
+    found = [next((log for name in names for log in sorted(folder.glob(name))), None) for folder in folders]
     logs = [log for log in found if log is not None]
     if not logs:
         what = "holds no vis_data/*.json" if path.is_dir() else "does not exist"

@@ -137,6 +137,7 @@ def test_a_wrong_key_lists_those_there_are(runs, tmp_path, capsys):
 
 
 def test_a_work_dir_is_read_in_order_and_a_later_start_counts(tmp_path):
+    (tmp_path / "figures.json").write_text('{\n  "of": "another tool"\n}')
     write(tmp_path / "20260101_000000/vis_data/scalars.json", epoch_lines(3))
     write(tmp_path / "20260101_000000/vis_data/20260101_000000.json", epoch_lines(3))
     write(tmp_path / "20260102_000000/vis_data/20260102_000000.json", epoch_lines(4, first=3, loss=2.0))
