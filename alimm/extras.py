@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "text": ("ftfy", "regex"),
     "focus": ("sklearn",),
     "batching": ("networkx",),
+    "export": ("onnx", "onnxruntime"),
     "dev": ("pytest", "hypothesis", "sklearn", "skimage", "tensorboard", "resvg_py", "fontTools"),
 }
 """Extra -> the modules it brings. A module in two extras is named with the first."""
