@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from alimm.projects.int8_training.geometry import Geometry
 from alimm.projects.int8_training.layers import KINDS, STATE, Int8Layer, int8_class, is_int8, stock_class
 from alimm.projects.int8_training.options import Int8Options
-from alimm.projects.int8_training.state import Context, LayerState
+from alimm.projects.int8_training.state import Context, LayerState, products_for
 
 PREDICTOR = re.compile(
     r"(^|\.)("
@@ -32,14 +33,18 @@ class Report:
         converted: names of the layers.
         left: name of every other convolution, linear layer and layer of their kind, and why it was left.
         context: shared by the converted layers; whoever runs the training loop sets its step.
+        products: which products run in INT8 and what multiplies them.
     """
 
     converted: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
+    products: str = ""
 
     def __str__(self) -> str:
         lines = [f"INT8 training: {len(self.converted)} layers converted, {len(self.left)} left in floating point"]
+        if self.converted:
+            lines.append(f"  {self.products}")
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             by_reason.setdefault(reason, []).append(name)
@@ -71,7 +76,8 @@ def convert(
         ValueError: a choice is wrong, or ``include`` names patterns that no layer matches.
     """
     options = options or Int8Options(**choices)
-    report = Report(context=context or Context())
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    report = Report(context=context or Context(), products=_products_line(options, device))
     candidates = [(name, module) for name, module in model.named_modules() if _looks_like_layer(module)]
     if options.include is not None:
         for pattern in options.include:
@@ -90,6 +96,15 @@ def convert(
         module.__class__ = int8_class(type(module))
         report.converted.append(name)
     return report
+
+
+def _products_line(options: Int8Options, device: torch.device) -> str:
+    products = products_for(options.backend, device)
+    if products.name == "fake":
+        return f"{', '.join(options.products)} in float32 on the integers (fake quantisation, for comparison)"
+    exact = "bytes up to 255 by 127" if products.wide else "bytes up to 127 by 127 or 255 by 63"
+    chosen = ", where it is faster" if options.planner and options.backend != "fake" else ""
+    return f"{', '.join(options.products) or 'no product'} by {products.name}, exact for {exact}{chosen}"
 
 
 def revert(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +21,23 @@ NOT_FINITE = -1.0
 """Zero point that marks an input with NaN or Inf."""
 
 
+def _start_threads() -> None:
+    """Start Numba's threads: both use the same libgomp, so that changes torch's number of threads too; put it back."""
+    threads = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(threads)
+
+
+_start_threads()
+
+
+def _match_threads() -> None:
+    """Let Numba's kernels use as many threads as torch's operators: ranks that share a machine divide it so."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if numba.get_num_threads() != threads:
+        numba.set_num_threads(threads)
+
+
 def storage(negative: bool, device: torch.device, products: Products, signed: str) -> tuple[int, int]:
     """Zero point and largest integer of an activation's bytes, see `quantized`."""
     if device.type != "cpu":
@@ -36,6 +54,7 @@ def forward_products(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``alimm::int8_layer`` computes, see `ops`."""
     layer, options = state.geometry, state.options
+    _match_threads()
     products = products_for(options.backend, x.device)
     keep = flags & (GRAD_WEIGHT | TRAINED) == GRAD_WEIGHT | TRAINED
     empty = torch.empty(0, dtype=torch.uint8 if x.device.type == "cpu" else torch.int8, device=x.device)
@@ -121,6 +140,7 @@ def backward_products(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``alimm::int8_layer_backward`` computes, see `ops`."""
     layer = state.geometry
+    _match_threads()
     g = grad.detach() if grad.dtype == torch.float32 else grad.detach().float()
     w = weight.detach().float()
     scale, zero_point = info.tolist()

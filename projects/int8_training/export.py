@@ -5,12 +5,15 @@ The ONNX file is in QDQ form, which ONNX Runtime and TensorRT read. Of each conv
     x -> QuantizeLinear -> DequantizeLinear -> Conv, Gemm or MatMul <- DequantizeLinear <- integers of the weight
 
 with symmetric signed bytes, zero point 0, and the rest in float32. The weights are the integers that training
-multiplies. Three things differ from training, which measures each batch and so never clips: an input's range is the
-one recorded here (`LayerState.note_activation`), what lies beyond saturates, on the negative side at -128; and a
-division by the step rounds a value that lies between two integers now and then to the other one.
+multiplies. Where inference differs from training:
+
+- Training measures each batch and so never clips. Here an input's range is the one recorded
+  (`LayerState.note_activation`); what lies beyond saturates, on the negative side at -128.
+- A signed input always gets 8 bits, also where training gave it 7 (``signed='narrow'``).
+- ONNX divides by the step, where we multiply by its inverse: a value between two integers may go to the other one.
 
 A layer whose forward ran in floating point, by its plan or its health, is exported so. The model is traced by torch's
-TorchScript exporter, which needs no package but onnx; the newer one needs onnxscript and cannot trace every detector.
+TorchScript exporter, which needs no package but onnx; the newer one needs onnxscript as well.
 """
 
 from __future__ import annotations
@@ -74,8 +77,8 @@ def scales(model: nn.Module, all_layers: bool = False) -> dict[str, dict[str, An
         if not step > 0:
             raise ValueError(
                 f"layer {name!r} has no activation range: its input was never quantised, or was all zeros. Train in "
-                "INT8 first, or run model.eval() on a few batches after convert(model, eval_int8=True, planner=False), or "
-                "leave the layer out with exclude"
+                "INT8 first, or run a few batches after convert(model.eval(), eval_int8=True, planner=False), or leave "
+                "the layer out with exclude"
             )
         _, steps_O = integers(name, model.get_submodule(name), state)
         per_channel = state.options.weight == "channel"
@@ -168,10 +171,7 @@ def restore(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         )
     for name, state in layers_of(model):
         if name in kept:
-            state.activation_amax = float(kept[name]["activation_amax"])
-            state.sick = bool(kept[name]["sick"])
-            for shape, plan in kept[name]["plans"]:
-                state.plans[tuple(shape)] = (bool(plan[0]), bool(plan[1]), bool(plan[2]))
+            state.restore(kept[name])
 
 
 def _why_float(state: LayerState) -> str:

@@ -28,7 +28,6 @@ from torch import nn
 
 from alimm.projects.int8_training.conversion import Report, convert, layers_of, revert
 from alimm.projects.int8_training.options import PRODUCTS, Int8Options
-from alimm.projects.int8_training.ranges import GradientRange
 from alimm.projects.int8_training.report import plan_table
 from alimm.registry import HOOKS
 
@@ -160,7 +159,8 @@ class Int8TrainingHook(Hook):
         states = dict(layers_of(model))
         planned = sum(len(state.plans) for state in states.values())
         if planned > self._shown and self._shown == 0:
-            runner.logger.info(plan_table(states))
+            device = next(model.parameters()).device.type
+            runner.logger.info(plan_table(states, device))
         self._shown = planned
         if not self.report.context.watch:
             return
@@ -172,13 +172,15 @@ class Int8TrainingHook(Hook):
                     f"quantised one was {state.health.cosine:.3f}, below {state.options.min_cosine}, for "
                     f"{state.options.patience} checks"
                 )
-        seen = [state.health for state in states.values() if state.health.cosine == state.health.cosine]
+        hub = runner.message_hub
+        hub.update_scalar("train/int8_sick_layers", float(len(self._sick)))
+        # A layer that went back is measured no more.
+        healths = [state.health for state in states.values() if not state.sick]
+        seen = [health for health in healths if health.cosine == health.cosine]
         if seen:
-            hub = runner.message_hub
             hub.update_scalar("train/int8_cosine_min", min(health.cosine for health in seen))
             hub.update_scalar("train/int8_clipped", sum(health.clipped for health in seen) / len(seen))
             hub.update_scalar("train/int8_zeros", sum(health.zeros for health in seen) / len(seen))
-            hub.update_scalar("train/int8_sick_layers", float(len(self._sick)))
             bells = [health.bell for health in seen if health.bell == health.bell]
             if bells:
                 hub.update_scalar("train/int8_bell_shaped", sum(bells) / len(bells))
@@ -193,16 +195,7 @@ class Int8TrainingHook(Hook):
         """Keep ranges, plans and fall-backs beside the model, so that a resumed run goes on as if never stopped."""
         if self.report is None:
             return
-        checkpoint[CHECKPOINT_KEY] = {
-            name: dict(
-                ranges=[(list(size), found.state()) for size, found in state.ranges.items()],
-                plans=[(list(shape), list(plan)) for shape, plan in state.plans.items()],
-                sick=state.sick,
-                sick_checks=state.health.sick_checks,
-                activation_amax=state.activation_amax,
-            )
-            for name, state in layers_of(_plain(runner.model))
-        }
+        checkpoint[CHECKPOINT_KEY] = {name: state.saved() for name, state in layers_of(_plain(runner.model))}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Take them up again when a run is resumed; new weights alone start afresh."""
@@ -218,16 +211,8 @@ class Int8TrainingHook(Hook):
         if not self.report.converted:
             runner.logger.warning("INT8 training: no layer was converted, the model trains in floating point")
         for name, state in layers_of(model):
-            kept = (self._loaded or {}).get(name)
-            if kept is None:
-                continue
-            for size, found in kept["ranges"]:
-                state.ranges[tuple(size)] = GradientRange.from_state(found)
-            for shape, plan in kept["plans"]:
-                state.plans[tuple(shape)] = (bool(plan[0]), bool(plan[1]), bool(plan[2]))
-            state.sick = kept["sick"]
-            state.health.sick_checks = kept["sick_checks"]
-            state.activation_amax = kept["activation_amax"]
+            if self._loaded and name in self._loaded:
+                state.restore(self._loaded[name])
             if state.sick:
                 self._sick.add(name)
         self._loaded = None

@@ -75,8 +75,8 @@ def measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None) -
     # Whether the input takes a gradient is not known yet where checkpointing runs without any.
     need_x = x.requires_grad or not torch.is_grad_enabled()
     key = (
-        layer, tuple(x.shape), x.stride(), x.dtype, str(x.device), need_x, options.backend, options.clip,
-        options.grad_input, options.weight, options.signed, torch.get_num_threads(),
+        layer, tuple(x.shape), x.stride(), x.dtype, _stock_dtype(x), str(x.device), need_x, options.backend,
+        options.clip, options.grad_input, options.weight, options.signed, torch.get_num_threads(),
     )  # fmt: skip
     if key in _measured:
         return _measured[key]
@@ -86,15 +86,25 @@ def measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return times
 
 
+def _stock_dtype(x: Tensor) -> torch.dtype:
+    """What the stock layer computes in: autocast's choice, or its input's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, need_x: bool) -> dict[str, float]:
     layer, options = state.geometry, state.options
     products = products_for(options.backend, x.device)
-    volume = quantized.volume_last(x.float(), layer.ndim)
+    given, dtype = x, _stock_dtype(x)
+    stock_x, stock_w = x.to(dtype), weight.to(dtype)
+    x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    stock_b = bias if dtype == torch.float32 else None
+    volume = quantized.volume_last(x, layer.ndim)
     amax, negative, _ = quantized.tensor_range(volume)
     zero_point, qmax = engine.storage(negative, x.device, products, options.signed)
 
     def quantize_input() -> quantized.Stored:
-        last = quantized.volume_last(x, layer.ndim)
+        last = quantized.volume_last(given.float(), layer.ndim)
         quantized.tensor_range(last)
         return quantized.quantize_activation(last, amax, zero_point, qmax)
 
@@ -105,8 +115,10 @@ def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, 
         products.output(stored, *quantised, bias, layer), layer.ndim, engine.output_shape(layer, x.shape)
     )
     # Each side gets its gradient in the layout that its own output has.
-    grad = torch.randn_like(y)
-    stock_grad = torch.randn_like(engine.float_output(layer, x, weight, bias))
+    # Not drawn from the global generator: whether a plan is timed or known must not change the training.
+    generator = torch.Generator(x.device).manual_seed(0)
+    grad = torch.empty_like(y).normal_(generator=generator)
+    stock_grad = torch.empty_like(engine.float_output(layer, stock_x, stock_w, stock_b)).normal_(generator=generator)
     grad_volume = quantized.volume_last(grad, layer.ndim)
     memory = GradientRange()
     found = memory.update(grad_volume, options)
@@ -134,15 +146,15 @@ def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, 
         products.output(stored, *both, bias, layer)
 
     parts: dict[str, Callable[[], object]] = {
-        "output_float": lambda: engine.float_output(layer, x, weight, bias),
+        "output_float": lambda: engine.float_output(layer, stock_x, stock_w, stock_b),
         "output_int8": output,
-        "grad_weight_float": lambda: engine.float_backward(layer, stock_grad, x, weight, False, True),
+        "grad_weight_float": lambda: engine.float_backward(layer, stock_grad, stock_x, stock_w, False, True),
         "grad_weight_int8": lambda: products.grad_weight(stored, signed, clip_O, layer),
         "quantize_input": quantize_input,
         "quantize_gradient": quantize_gradient,
     }
     if need_x:
-        parts["grad_input_float"] = lambda: engine.float_backward(layer, stock_grad, x, weight, True, False)
+        parts["grad_input_float"] = lambda: engine.float_backward(layer, stock_grad, stock_x, stock_w, True, False)
         parts["grad_input_int8"] = grad_input
     times = {"grad_input_float": 0.0, "grad_input_int8": 0.0}
     runs: dict[str, list[float]] = {name: [] for name in parts}

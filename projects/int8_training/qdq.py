@@ -20,7 +20,7 @@ QMAX = 127
 
 
 def integers(name: str, layer: nn.Module, state: LayerState) -> tuple[Tensor, NDArray[np.float32]]:
-    """Int8 weight as training multiplies it, and positive steps (O,): ONNX divides by no zero."""
+    """Int8 weight as training multiplies it, and positive steps (O,), since TensorRT refuses 0."""
     weight: Tensor = layer.weight.detach().cpu().float()  # type: ignore[operator]
     quantised = quantize_weight(weight, state.options.weight == "channel", QMAX)
     if quantised is None:

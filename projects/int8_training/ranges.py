@@ -61,10 +61,11 @@ class GradientRange:
             if not finite:
                 return None
             now_C = amax_C.astype(np.float64) / loss_scale
-            hindsight = options.clip == "hindsight" and self.clip_C is not None
-            clip_C = self.clip_C if hindsight else now_C
+            clip_C = now_C
+            if options.clip == "hindsight" and self.clip_C is not None:
+                # A channel that had no gradient says nothing of how large it is now.
+                clip_C = np.where(self.clip_C > 0, self.clip_C, now_C)
             self.clip_C = now_C
-            assert clip_C is not None
             return (clip_C * loss_scale).astype(np.float32), sum_C
         return self._update_shape(gradient, options, loss_scale)
 

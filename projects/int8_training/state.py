@@ -127,6 +127,26 @@ class LayerState:
             self.activation_amax *= RANGE_DECAY
         self.activation_amax = max(self.activation_amax, amax)
 
+    def saved(self) -> dict[str, Any]:
+        """For a checkpoint: plain values and tensors, which load with ``weights_only``."""
+        return dict(
+            ranges=[(list(size), found.state()) for size, found in self.ranges.items()],
+            plans=[(list(shape), list(plan)) for shape, plan in self.plans.items()],
+            sick=self.sick,
+            sick_checks=self.health.sick_checks,
+            activation_amax=self.activation_amax,
+        )
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """The reverse of `saved`."""
+        for size, found in saved["ranges"]:
+            self.ranges[tuple(size)] = GradientRange.from_state(found)
+        for shape, plan in saved["plans"]:
+            self.plans[tuple(shape)] = (bool(plan[0]), bool(plan[1]), bool(plan[2]))
+        self.sick = bool(saved["sick"])
+        self.health.sick_checks = int(saved["sick_checks"])
+        self.activation_amax = float(saved["activation_amax"])
+
     def seeds(self) -> tuple[int, int] | None:
         """Two words for the stochastic rounding of the next backward pass; None rounds to nearest."""
         if self.options.rounding == "nearest":

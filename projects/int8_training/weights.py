@@ -36,7 +36,7 @@ def quantize_weight(
     Returns:
         int8 of the weight's shape, contiguous, and the step of each output channel (O,); None if not all are finite.
     """
-    flat_OL = weight.detach().contiguous().reshape(len(weight), -1)
+    flat_OL = weight.detach().float().contiguous().reshape(len(weight), -1)
     if by_channel:
         amax_O = flat_OL.abs().amax(1).cpu().numpy()
         finite = bool(np.isfinite(amax_O).all())
@@ -73,7 +73,7 @@ def transposed_weight(
     Returns:
         int8 (groups x P x I / groups, O / groups, J), contiguous, and the step of each input channel (I,).
     """
-    detached = weight.detach()
+    detached = weight.detach().float()
     device = detached.device
     # Weights are few: what CUDA would gain over the CPU here it loses in launches.
     w_OIK = detached.cpu().contiguous().reshape(*weight.shape[:2], -1).numpy()

@@ -54,6 +54,14 @@ def test_baselines_equal_a_slow_loop(demo):
     assert scores["shot/few"] == 50.0
 
 
+def test_int8_adds_its_hook_to_those_of_the_config(demo):
+    plain = demo.demo_config([], seed=3, epochs=2, int8=False)
+    int8 = demo.demo_config([], seed=3, epochs=2, int8=True)
+    assert int8.custom_hooks[:-1] == plain.custom_hooks
+    assert int8.custom_hooks[-1] == {"type": "alimm.Int8TrainingHook"}
+    assert (int8.randomness.seed, int8.train_cfg.max_epochs) == (3, 2)
+
+
 def test_one_epoch_end_to_end(tmp_path):
     done = subprocess.run(
         [sys.executable, TOOLS / "demo.py", "--quick", "--work-dir", tmp_path / "my demo"],

@@ -58,15 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Run the parts that are asked for."""
-    import numba
-
     unknown = [part for part in arguments.parts if part not in ("layers", *ITERATION_BOUNDS)]
     if unknown or arguments.batch < 1:
         raise ValueError(
             f"--parts takes layers, resnet50, vgg16 and --batch a positive number; got {unknown or arguments.batch}"
         )
     torch.set_num_threads(arguments.threads)
-    numba.set_num_threads(min(arguments.threads, numba.config.NUMBA_NUM_THREADS))
     torch.manual_seed(0)
     batch, size, repeats = arguments.batch, 224, arguments.repeats
     if arguments.quick:

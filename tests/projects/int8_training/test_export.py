@@ -1,8 +1,9 @@
 """The exported model, run by ONNX Runtime, gives what the layers' own integer products give; the scales are complete.
 
 The error of an output is counted in its LSB: the largest magnitude of the layer's output / 127, one step of the bytes
-that would hold it. With the runtime's graph as it was written only the order of float32 sums differs, far below an LSB;
-with the runtime's own rewriting, values next to the middle of two integers may fall to the other side, within one LSB.
+that would hold it. A layer is judged on the very input that the integer products read: no output is off by more than
+one LSB, and most by far less, unless a value next to the middle of two integers was rounded to the other one. Through a
+whole network each such value moves others in the layers behind it; so there the mean is judged.
 """
 
 from __future__ import annotations
@@ -55,6 +56,17 @@ class Net(nn.Module):
         return stem, down, side, mix, even, head, self.fc(head.relu().mean(1))
 
 
+class Apart(nn.Module):
+    """The layers of a model, each on an input of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([model.get_submodule(name) for name in LAYERS])
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
+
+
 def trained(per: str = "tensor", **options: Any) -> tuple[nn.Module, Tensor, tuple[Tensor, ...]]:
     """A model with ranges, its input, and the outputs of its layers in INT8. One batch: its ranges are the recorded."""
     torch.manual_seed(0)
@@ -66,29 +78,57 @@ def trained(per: str = "tensor", **options: Any) -> tuple[nn.Module, Tensor, tup
         return model, x, model.eval()(x)
 
 
-def run(path: Path, x: Tensor, level: Any = AS_WRITTEN) -> list[np.ndarray]:
+def run(path: Path, *inputs: Tensor, level: Any = AS_WRITTEN) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level, options.intra_op_num_threads = level, 1
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x.numpy()})
+    names = [entry.name for entry in session.get_inputs()]
+    assert names[0] == "input"
+    return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
 
 
-def errors(outputs: list[np.ndarray], expected: tuple[Tensor, ...]) -> list[float]:
-    """Largest error of each output in LSB."""
+def errors(outputs: list[np.ndarray], expected: tuple[Tensor, ...], reduce: Any = np.max) -> list[float]:
+    """Errors of each output in LSB: the largest, or what else ``reduce`` makes of them."""
     pairs = zip(outputs, expected, strict=True)
-    return [float(np.abs(y - true.numpy()).max() / (true.abs().max() / 127)) for y, true in pairs]
+    return [float(reduce(np.abs(y - true.numpy())) / (true.abs().max() / 127)) for y, true in pairs]
 
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
-def test_onnx_runtime_gives_what_the_integer_products_give(per: str, tmp_path: Path) -> None:
-    model, x, y = trained(per)
-    export_onnx(model, x[:2], tmp_path / "net.onnx")
-    assert max(errors(run(tmp_path / "net.onnx", x), y)) < 0.01
-    assert max(errors(run(tmp_path / "net.onnx", x, REWRITTEN), y)) <= 1
-    # What the comparison can tell apart: the same model in floating point is further away in every layer.
+def test_each_layer_gives_what_the_integer_products_give(per: str, tmp_path: Path) -> None:
+    model, x, _ = trained(per)
+    inputs: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: inputs.__setitem__(name, args[0].clone())
+        )
+        for name in LAYERS
+    ]
+    with torch.no_grad():
+        y = model(x)
+    for handle in handles:
+        handle.remove()
+    apart, ordered = Apart(model).eval(), tuple(inputs[name] for name in LAYERS)
+    export_onnx(apart, ordered, tmp_path / "net.onnx")
+    for level in (AS_WRITTEN, REWRITTEN):
+        outputs = run(tmp_path / "net.onnx", *ordered, level=level)
+        assert max(errors(outputs, y)) <= 1
+        assert max(errors(outputs, y, np.median)) < 0.01
+    # What the comparison can tell apart: the same layers in floating point are further away.
     revert(model)
     with torch.no_grad():
-        assert min(errors([out.numpy() for out in model(x)], y)) > 0.1
+        assert min(errors([out.numpy() for out in apart(*ordered)], y, np.median)) > 0.05
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_the_network_gives_what_it_gives_in_integers(per: str, tmp_path: Path) -> None:
+    model, x, y = trained(per)
+    export_onnx(model, x[:2], tmp_path / "net.onnx")
+    for level in (AS_WRITTEN, REWRITTEN):
+        outputs = run(tmp_path / "net.onnx", x, level=level)
+        assert max(errors(outputs, y, np.mean)) < 0.1
+    revert(model)
+    with torch.no_grad():
+        assert max(errors([out.numpy() for out in model(x)], y, np.mean)) > 0.2
 
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
@@ -154,7 +194,7 @@ def test_the_json_holds_every_layer_at_a_path_beyond_ascii(tmp_path: Path) -> No
     assert kinds.count("QuantizeLinear") == len(LAYERS) - 1
 
 
-def test_weights_of_zeros_divide_by_no_zero(tmp_path: Path) -> None:
+def test_weights_of_zeros_get_a_positive_step(tmp_path: Path) -> None:
     for per in ("tensor", "channel"):
         model = nn.Sequential(nn.Conv2d(2, 3, 1))
         nn.init.zeros_(model[0].weight)
@@ -162,7 +202,8 @@ def test_weights_of_zeros_divide_by_no_zero(tmp_path: Path) -> None:
         x = torch.ones(1, 2, 2, 2)
         with torch.no_grad():
             y = model.eval()(x)
-        export_onnx(model, x, tmp_path / "zero.onnx")
+        found = export_onnx(model, x, tmp_path / "zero.onnx")
+        assert min(found["0"]["weight_steps"]) > 0
         np.testing.assert_allclose(run(tmp_path / "zero.onnx", x)[0], y.numpy())
 
 
@@ -269,6 +310,7 @@ def test_the_tool_exports_a_run(run_of_training: Path, tmp_path: Path, capsys: p
     assert {name: entry["activation_amax"] for name, entry in layers.items()} == {
         name: entry["activation_amax"] for name, entry in saved.items()
     }
+    assert {entry["weight_per"] for entry in layers.values()} == {"channel"}
     assert f"{len(saved)} of {len(saved)} converted layers in INT8" in capsys.readouterr().out
     (logits,) = run(out, torch.randn(7, 3, 32, 32))
     assert logits.shape == (7, 4)
