@@ -69,7 +69,7 @@ def train_step(same_data: bool, only_first: bool) -> dict[str, Any]:
 
 
 def test_the_gradient_of_both_ranks_is_the_mean_of_what_each_computes(gloo: GlooPool) -> None:
-    first, second = gloo.run(2, train_step, False, False)
+    first, second = gloo.run(2, train_step, False, False, timeout=110)
     for name, value in first["together"].items():
         assert np.array_equal(value, second["together"][name]), name
         mean = (first["alone"][name] + second["alone"][name]) / 2
@@ -77,7 +77,7 @@ def test_the_gradient_of_both_ranks_is_the_mean_of_what_each_computes(gloo: Gloo
 
 
 def test_ranks_round_with_different_seeds(gloo: GlooPool) -> None:
-    first, second = gloo.run(2, train_step, True, False)
+    first, second = gloo.run(2, train_step, True, False, timeout=110)
     for name in ("first.0.weight", "first.2.weight", "second.weight"):
         one, other = first["alone"][name], second["alone"][name]
         assert not np.array_equal(one, other), name
@@ -86,7 +86,7 @@ def test_ranks_round_with_different_seeds(gloo: GlooPool) -> None:
 
 
 def test_unused_parameters_are_found_as_ever(gloo: GlooPool) -> None:
-    first, second = gloo.run(2, train_step, False, True)
+    first, second = gloo.run(2, train_step, False, True, timeout=110)
     assert first["alone"]["second.weight"] is None
     for name, value in first["together"].items():
         if name.startswith("second."):

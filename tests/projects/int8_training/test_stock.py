@@ -38,12 +38,13 @@ def test_retinanet_keeps_one_range_a_level(tmp_path: Path) -> None:
     _, kept = run(RETINANET, stock_data.coco(tmp_path / "data"), tmp_path / "run")
     assert len(kept) == 35
     sizes = [size for size, _ in kept["bbox_head.cls_convs.0.conv"]["ranges"]]
-    assert sorted(size[1] for size in sizes) == [1, 1, 2, 4, 8] or len(sizes) == 4, sizes
+    assert sorted(sizes) == [[1, 1, 1], [1, 2, 2], [1, 4, 4], [1, 8, 8]], "the two smallest of five have one size here"
     assert len(kept["backbone.layer2.0.conv1"]["ranges"]) == 1
     assert "backbone.layer1.0.conv1" in kept
     assert not kept["backbone.layer1.0.conv1"]["ranges"], "frozen, and nothing before it is trained"
 
 
+@pytest.mark.slow
 def test_faster_rcnn_trains(tmp_path: Path) -> None:
     pytest.importorskip("mmdet")
     options = stock_data.coco(tmp_path / "data", count=4)
@@ -53,12 +54,22 @@ def test_faster_rcnn_trains(tmp_path: Path) -> None:
     assert any(layer["plans"] for layer in kept.values())
 
 
-@pytest.mark.parametrize("config", [TSN])
-def test_tsn_trains(tmp_path: Path, config: str) -> None:
+def test_tsn_trains(tmp_path: Path) -> None:
     pytest.importorskip("mmaction")
-    _, kept = run(config, stock_data.videos(tmp_path / "data"), tmp_path / "run")
+    _, kept = run(TSN, stock_data.videos(tmp_path / "data"), tmp_path / "run")
     assert len(kept) == 52
     assert all(layer["ranges"] for layer in kept.values())
+
+
+@pytest.mark.slow
+def test_r2plus1d_trains(tmp_path: Path) -> None:
+    pytest.importorskip("mmaction")
+    options = stock_data.videos(tmp_path / "data")
+    del options["train_dataloader.dataset.pipeline.4.input_size"]  # a RandomResizedCrop, which has none
+    runner, kept = run(R2PLUS1D, options, tmp_path / "run")
+    kinds = {str(module.kernel_size) for module in runner.model.modules() if isinstance(module, torch.nn.Conv3d)}
+    assert {"(1, 3, 3)", "(3, 1, 1)"} <= kinds
+    assert len(kept) > 60
 
 
 def head() -> tuple[Any, list[torch.Tensor]]:
@@ -108,4 +119,4 @@ def test_the_weight_gradient_of_a_shared_head_is_the_sum_over_its_levels(backend
     clips = [float(memory.clip_C.max()) for memory in ranges.values()]
     assert max(clips) > 30 * min(clips), "one range for all would serve the largest level only"
     true = gradient(built, every)
-    assert float((found - true).norm() / true.norm()) < 0.05
+    assert float((found - true).norm() / true.norm()) < 0.15
