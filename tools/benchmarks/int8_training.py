@@ -4,13 +4,19 @@ Layers: every kind of convolution of ResNet-50 but the stem, at 224 pixels, forw
 included. Iterations: forward, backward and SGD of ResNet-50 (mmdet) and VGG-16 (mmcv). All arms run in turn in one
 process, after a warm-up; a ratio is the median over the rounds, with its quartiles. The float32 to beat is the faster
 of the two memory layouts. Before a layer is timed, its integer products are compared bit for bit with float64's.
+
+glibc gives each block above 32 MB back to the system and takes it anew, which costs more than many a convolution and
+strikes one arm or the other by chance. So the process keeps its memory (mallopt), for all arms;
+``--default-malloc`` leaves that out. Peak memory is measured in processes of their own, with the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import multiprocessing
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +51,7 @@ LAYER_BOUND, STASH_BOUND = 1.3, 0.27
 ITERATION_BOUNDS = {"resnet50": 1.15, "vgg16": 1.4}
 GOALS = {"resnet50": 1.4, "vgg16": 1.8}
 FLOAT_ARMS = ("float32 NCHW", "float32 NHWC")
-ARMS = (*FLOAT_ARMS, "bfloat16 AMP", "fake INT8", "INT8")
+ARMS = (*FLOAT_ARMS, "bfloat16 AMP", "fake INT8", "INT8", "INT8 with AMP")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures a batch")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
     parser.add_argument("--parts", nargs="+", default=["layers", "resnet50", "vgg16"], help="which parts to run")
+    parser.add_argument("--default-malloc", action="store_true", help="leave the allocator as it is")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of the kernels")
 
 
@@ -65,6 +72,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         )
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    if not arguments.default_malloc:
+        _keep_memory()
     batch, size, repeats = arguments.batch, 224, arguments.repeats
     if arguments.quick:
         batch, repeats = 1, 1
@@ -79,6 +88,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         if name in arguments.parts:
             claims += _iterations(name, batch, size, repeats, data)
     return Outcome(claims, data)
+
+
+def _keep_memory() -> None:
+    """Tell glibc to neither map large blocks one by one nor give memory back; elsewhere nothing is done."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        mmap_threshold, trim_threshold = -3, -1
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 30)
+        ctypes.CDLL(None).mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _layers(chosen: list[tuple[int, ...]], batch: int, repeats: int, data: dict[str, Any]) -> list[Claim]:
@@ -200,7 +217,7 @@ def step_of(arm: str, stock: nn.Module, batch: int, size: int) -> tuple[Callable
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=arm == "bfloat16 AMP"):
+        with torch.autocast("cpu", torch.bfloat16, enabled="AMP" in arm):
             loss = nn.functional.cross_entropy(model(x).float(), labels)
         loss.backward()
         optimizer.step()
