@@ -335,9 +335,10 @@ def test_the_tool_names_what_is_missing(run_of_training: Path, tmp_path: Path) -
 
 def test_restoring_takes_up_health_and_plans() -> None:
     model, _, _ = trained()
-    kept = {"stem": dict(activation_amax=3.5, sick=True, plans=[([1, 3, 8, 8], [False, True, True])])}
-    restore(model, {"int8_training": kept})
+    saved = dict(layers_of(model))["stem"].saved()
+    saved.update(activation_amax=3.5, sick=True, plans=[([1, 3, 8, 8], [False, True, True])])
+    restore(model, {"int8_training": {"stem": saved}})
     states = dict(layers_of(model))
     assert (states["stem"].activation_amax, states["stem"].sick) == (3.5, True)
-    assert states["stem"].plans == {(1, 3, 8, 8): (False, True, True)}
+    assert states["stem"].plans[1, 3, 8, 8] == (False, True, True)
     assert not states["down"].sick
