@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alimm.projects.int8_training import ops, planner
+from alimm.projects.int8_training import ops, planner, quantized
 from alimm.projects.int8_training.geometry import pads_outside
 from alimm.projects.int8_training.state import LayerState
 
@@ -43,6 +43,8 @@ class Int8Layer(_Base):
             mode = "constant" if self.padding_mode == "zeros" else str(self.padding_mode)
             x = F.pad(x, self._reversed_padding_repeated_twice, mode)  # type: ignore[arg-type]
         y, _, _ = ops.int8_layer(x, self.weight, self.bias, self.int8.handle, flags)
+        if not quantized.channels_last(x, self.weight, self.int8.geometry.ndim):
+            y = y.contiguous()
         kind = x.device.type
         converted: Tensor = y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
         return converted

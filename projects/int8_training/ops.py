@@ -89,6 +89,7 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, stored, info = output
     ctx.shape = list(x.shape)
     ctx.has_bias = bias is not None
+    ctx.last = quantized.channels_last(x, weight, state_of(ctx.handle).geometry.ndim)
     # In float32 the weight gradient needs the input itself.
     in_float = ctx.flags & 12 == 8
     ctx.save_for_backward(x if in_float else None, stored, info, weight)
@@ -104,6 +105,8 @@ def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
     dx, dw, db = torch.ops.alimm.int8_layer_backward(
         grad, x, stored, info, weight, ctx.handle, ctx.flags, ctx.shape, needs
     )
+    if needs[0] and not ctx.last:
+        dx = dx.contiguous()
     return (dx if needs[0] else None), (dw if needs[1] else None), (db if needs[2] else None), None, None
 
 

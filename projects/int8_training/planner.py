@@ -111,9 +111,14 @@ def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, 
     stored = quantize_input()
     quantised = quantize_weight(weight, options.weight == "channel")
     assert quantised is not None
-    y = quantized.from_volume_last(
-        products.output(stored, *quantised, bias, layer), layer.ndim, engine.output_shape(layer, x.shape)
-    )
+    last = quantized.channels_last(given, weight, layer.ndim)
+
+    def laid_out(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
+        tensor = quantized.from_volume_last(volume, layer.ndim, shape)
+        return tensor if last else tensor.contiguous()
+
+    out_shape = engine.output_shape(layer, x.shape)
+    y = laid_out(products.output(stored, *quantised, bias, layer), out_shape)
     # Each side gets its gradient in the layout that its own output has.
     # Not drawn from the global generator: whether a plan is timed or known must not change the training.
     generator = torch.Generator(x.device).manual_seed(0)
@@ -127,8 +132,9 @@ def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, 
     size = engine.input_size(layer, x.shape)
 
     def quantize_gradient() -> tuple[Tensor, Tensor | None]:
-        memory.update(grad_volume, options)
-        return quantized.quantize_gradient(grad_volume, clip_O, options.grad_qmax, (1, 2), unsigned=True)
+        volume = quantized.volume_last(grad, layer.ndim)
+        memory.update(volume, options)
+        return quantized.quantize_gradient(volume, clip_O, options.grad_qmax, (1, 2), unsigned=True)
 
     signed, unsigned = quantize_gradient()
     assert unsigned is not None
@@ -138,12 +144,12 @@ def _measure(state: LayerState, x: Tensor, weight: Tensor, bias: Tensor | None, 
 
     def grad_input() -> None:
         q_w, step_I = transposed_weight(weight, fold_O, options.grad_input == "folded", layer, narrow)
-        products.grad_input(gradient, q_w, step_I, size, layer)
+        laid_out(products.grad_input(gradient, q_w, step_I, size, layer), tuple(x.shape))
 
     def output() -> None:
         both = quantize_weight(weight, options.weight == "channel")
         assert both is not None
-        products.output(stored, *both, bias, layer)
+        laid_out(products.output(stored, *both, bias, layer), out_shape)
 
     parts: dict[str, Callable[[], object]] = {
         "output_float": lambda: engine.float_output(layer, stock_x, stock_w, stock_b),

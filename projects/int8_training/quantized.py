@@ -67,6 +67,17 @@ def from_volume_last(y: torch.Tensor, ndim: int, shape: torch.Size | tuple[int, 
     return y.reshape(shape[0], *spatial, shape[1]).permute(0, ndim + 1, *range(1, ndim + 1)).data
 
 
+def channels_last(x: torch.Tensor, weight: torch.Tensor, ndim: int) -> bool:
+    """Whether the stock layer would answer in channels-last layout: where its input or its weight has it.
+
+    Operators that read raw memory, such as mmcv's RoIAlign on the CPU, take whatever comes for channels-first.
+    """
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    if ndim not in formats:
+        return False
+    return any(not t.is_contiguous() and t.is_contiguous(memory_format=formats[ndim]) for t in (x, weight))
+
+
 def rows(volume: torch.Tensor) -> torch.Tensor:
     """(N, D, H, W, C) as (R, C)."""
     return volume.reshape(-1, volume.shape[-1])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from alimm.projects.int8_training import convert
 from tests.projects.int8_training.single_layer import converted, error, example, run
 
 
@@ -206,3 +207,23 @@ def test_evaluation_is_in_float32_unless_asked_for() -> None:
         assert torch.equal(int8(x), trained(x))
     assert not layer.int8.ranges
     assert layer.int8.activation_amax == 0
+
+
+@pytest.mark.parametrize(("input_last", "weight_last"), [(False, False), (True, False), (False, True)])
+def test_output_and_input_gradient_lie_in_memory_as_the_stock_layer_lays_them(input_last, weight_last) -> None:
+    """mmcv's RoIAlign reads raw memory: a layout that the stock layer does not give scrambles what it sees."""
+    strides = {}
+    for kind in ("stock", "int8"):
+        layer = torch.nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        layer = layer.to(memory_format=torch.channels_last) if weight_last else layer
+        model = torch.nn.Sequential(torch.nn.Identity(), layer)
+        if kind == "int8":
+            assert convert(model, planner=False, strict_all=True).converted == ["1"]
+        x = torch.randn(2, 8, 9, 7)
+        x = (x.contiguous(memory_format=torch.channels_last) if input_last else x).requires_grad_()
+        y = model(x)
+        y.backward(torch.randn_like(y))
+        strides[kind] = (y.stride(), y.is_contiguous())
+        if kind == "int8":
+            assert x.grad.is_contiguous() is not (input_last or weight_last)
+    assert strides["int8"] == strides["stock"]
