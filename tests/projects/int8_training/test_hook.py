@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from alimm.apis.checkpoints import load_restricted
+from alimm.apis.config import parse_options
 from alimm.apis.train import train
 from alimm.projects.int8_training import Int8TrainingHook, layers_of, planner
 from tests.alimm.tiny_run import same_bits, tiny_config
@@ -68,6 +69,13 @@ def test_a_run_is_reported_watched_saved_and_reverted(tmp_path: Path) -> None:
     assert checkpoint[KEY].keys() == {"body.0", "body.4"}
     assert not any("int8" in name for part in PARTS[:2] for name in checkpoint[part])
     runner.model.load_state_dict(checkpoint["state_dict"], strict=True)
+
+
+def test_two_options_of_the_command_line_are_enough(tmp_path: Path) -> None:
+    words = ["default_hooks.int8.type=alimm.Int8TrainingHook", "default_hooks.int8.strict_all=True"]
+    options = parse_options([*words, "log_level=INFO"])
+    runner = train(tiny_config(), work_dir=tmp_path, device="cpu", cfg_options=options)
+    assert "INT8 training: 2 layers converted, 0 left" in log_text(runner)
 
 
 def test_the_run_differs_from_float32_and_by_the_options(tmp_path: Path) -> None:
