@@ -34,12 +34,14 @@ class Report:
         left: name of every other convolution, linear layer and layer of their kind, and why it was left.
         context: shared by the converted layers; whoever runs the training loop sets its step.
         products: which products run in INT8 and what multiplies them.
+        unmatched: patterns of ``exclude`` that no layer's name matches.
     """
 
     converted: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     products: str = ""
+    unmatched: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"INT8 training: {len(self.converted)} layers converted, {len(self.left)} left in floating point"]
@@ -51,6 +53,7 @@ class Report:
         for reason, names in by_reason.items():
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             lines.append(f"  left, {reason}: {shown}")
+        lines += [f"  exclude: {pattern!r} matches no layer of the model" for pattern in self.unmatched]
         return "\n".join(lines)
 
 
@@ -86,6 +89,8 @@ def convert(
                 raise ValueError(
                     f"include: {pattern!r} matches no layer of the model. Layers are named like {known or '(none)'}"
                 )
+    names = [name for name, _ in candidates]
+    report.unmatched = [p for p in options.exclude or () if not any(re.search(p, name) for name in names)]
     last = next((name for name, module in reversed(candidates) if isinstance(module, KINDS)), None)
     for name, module in candidates:
         reason = _why_left(name, module, options, name == last)

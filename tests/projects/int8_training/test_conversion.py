@@ -201,3 +201,9 @@ def test_a_parametrised_weight_is_read_as_it_is_in_effect() -> None:
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert one.grad is not None
         assert float((one.grad - other.grad).norm()) <= 0.1 * float(other.grad.norm()), name
+
+
+def test_a_pattern_of_exclude_that_matches_nothing_is_named() -> None:
+    report = convert(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)), exclude=["^0$", "layr5"])
+    assert report.unmatched == ["layr5"]
+    assert "'layr5' matches no layer" in str(report)
