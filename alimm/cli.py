@@ -26,7 +26,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze-logs": ("alimm.analysis.analyze_logs", "main", "plot the curves of one or more runs"),
     "confusion-matrix": ("alimm.analysis.confusion_matrix", "main", "compute and draw a confusion matrix"),
     "get-flops": ("alimm.analysis.get_flops", "main", "count parameters and operations of a model"),
+    "advise": ("alimm.analysis.advise", "main", "what a classifier of very many classes costs, by method"),
     "publish-model": ("alimm.analysis.publish_model", "main", "make a checkpoint of weights only, named by its digest"),
+    "merge-shards": ("alimm.analysis.merge_shards", "main", "make one file of a checkpoint with shards, or import one"),
 }
 """Sub-command -> module, function ``(argv) -> exit code``, help."""
 

@@ -18,7 +18,8 @@ class ClsDataSample(BaseDataElement):
     """Annotation and prediction of one picture.
 
     Data fields (all optional): ``gt_label`` (int64, shape (1,)), ``gt_identity`` (int64, (1,)), ``pred_label``
-    (int64, (1,)), ``pred_score`` (float, (num_classes,), sums to one), ``feature`` (float, (dim,)).
+    (int64, (1,)), ``pred_score`` (float, (num_classes,), sums to one), ``pred_topk`` (int64, (k,), best first, -1 where
+    there are no more classes) with ``pred_topk_score`` (float, (k,)), ``feature`` (float, (dim,)).
     Meta fields in use: ``sample_id`` (str, stable), ``img_path``, ``img_shape``, ``ori_shape`` (height, width).
     """
 
@@ -38,6 +39,23 @@ class ClsDataSample(BaseDataElement):
             raise ValueError(f"pred_score must have one dimension (num_classes,), got shape {tuple(value.shape)}")
         self.set_field(value, "pred_score", dtype=torch.Tensor)
         self.set_field(value.argmax().reshape(1), "pred_label", dtype=torch.Tensor)
+        return self
+
+    def set_pred_topk(self, labels: torch.Tensor, scores: torch.Tensor) -> ClsDataSample:
+        """Set the best classes, and the first of them as the predicted label; for more classes than one can score.
+
+        Args:
+            labels: int64, (k,), k at least 1, best first, -1 where there are no more classes.
+            scores: float, (k,), probabilities or logits.
+        """
+        if labels.ndim != 1 or not len(labels) or labels.shape != scores.shape or labels.dtype != torch.int64:
+            raise ValueError(
+                "pred_topk must be int64 labels of shape (k,), k at least 1, with as many scores, got "
+                f"{labels.dtype} of shape {tuple(labels.shape)} and scores of shape {tuple(scores.shape)}"
+            )
+        self.set_field(labels, "pred_topk", dtype=torch.Tensor)
+        self.set_field(scores, "pred_topk_score", dtype=torch.Tensor)
+        self.set_field(labels[:1], "pred_label", dtype=torch.Tensor)
         return self
 
     def set_feature(self, value: torch.Tensor) -> ClsDataSample:

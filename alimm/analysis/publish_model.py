@@ -39,6 +39,7 @@ def publish(source: Path, out: Path, date: str, ema: bool = False, trust: bool =
     Raises:
         ValueError: the source is missing or no checkpoint, or holds no averaged weights though ``ema`` is set.
     """
+    from alimm.apis.checkpoints import SHARDS_KEY
     from alimm.zoo.download import load_weights
 
     if not source.is_file():
@@ -48,6 +49,11 @@ def publish(source: Path, out: Path, date: str, ema: bool = False, trust: bool =
     content = load_weights(source, trust=trust)
     if ema and "ema_state_dict" not in content:
         raise ValueError(f"{source} has no averaged weights (no 'ema_state_dict'); was EMAHook among the custom_hooks?")
+    if (content.get("meta") or {}).get(SHARDS_KEY):
+        raise ValueError(
+            f"{source} holds no classes: they are in the .shards folder beside it. Make one file of both first: "
+            f"alimm merge-shards {source} whole.pth"
+        )
     data = _serialise(_slim(content, source))
     stem, folder = (source.stem, out) if out.is_dir() else (out.stem, out.parent)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 
 TRUST_VARIABLE = "ALIMM_TRUST_CHECKPOINT"
+SHARDS_KEY = "alimm_shards"
+"""In the meta of a checkpoint: module -> the folder of its shards, a name beside the file."""
+PATH_KEY = "alimm_path"
+"""Put into such a meta when it is loaded: the file."""
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<process>\d+)\.partial$")
 _STATISTICS = {name: getattr(HistoryBuffer, name) for name in ("min", "max", "current", "mean")}
 
@@ -84,7 +89,7 @@ def make_local_loader(work_dir: str | os.PathLike[str] | None) -> Callable[..., 
         if not path.is_file():
             raise FileNotFoundError(f"there is no checkpoint {filename}")
         try:
-            return load_restricted(path, map_location)
+            return _note_path(load_restricted(path, map_location), path)
         except pickle.UnpicklingError as error:
             trusted = os.environ.get(TRUST_VARIABLE)
             inside = work_dir is not None and path.resolve().is_relative_to(Path(work_dir).resolve())
@@ -97,9 +102,16 @@ def make_local_loader(work_dir: str | os.PathLike[str] | None) -> Callable[..., 
                 ) from error
         reason = "it lies in the work dir of this run" if inside else f"{TRUST_VARIABLE} names it"
         print_log(f"{filename} is unpickled in full: {reason}", logger="current", level=logging.WARNING)
-        return torch.load(path, map_location=map_location, weights_only=False)
+        return _note_path(torch.load(path, map_location=map_location, weights_only=False), path)
 
     return load_from_local
+
+
+def _note_path(checkpoint: Any, path: Path) -> Any:
+    """Tell who loads the shards of a sharded head where the checkpoint was: their folder lies beside it."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("meta"), dict) and SHARDS_KEY in checkpoint["meta"]:
+        checkpoint["meta"][PATH_KEY] = str(path)
+    return checkpoint
 
 
 @contextlib.contextmanager
@@ -132,12 +144,15 @@ def atomic_open(path: str | os.PathLike[str], mode: str = "wb", encoding: str | 
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Delete the hidden files that killed processes left in ``folder`` in the middle of a write; return them."""
+    """Delete the hidden files and folders that killed processes left in ``folder`` in the middle of a write."""
     leftovers = []
     for path in Path(folder).glob(".*.partial"):
         name = _TEMPORARY.match(path.name)
         if name is not None and not _still_writes(name["host"], int(name["process"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             leftovers.append(path)
     return leftovers
 
@@ -160,7 +175,10 @@ def _still_writes(host: str, process: int) -> bool:
 
 
 def why_unusable(path: str | os.PathLike[str], work_dir: str | os.PathLike[str] | None) -> str | None:
-    """Why a run cannot resume from ``path``, or None if it can: the file is read and its checksums are verified."""
+    """Why a run cannot resume from ``path``, or None if it can: the file is read and its checksums are verified.
+
+    So are the shards of its classifier where it has some; every rank reads them, so that none waits for another here.
+    """
     if not Path(path).is_file():
         return "there is no such file"
     try:
@@ -174,7 +192,18 @@ def why_unusable(path: str | os.PathLike[str], work_dir: str | os.PathLike[str] 
         return f"it cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     if not isinstance(checkpoint, dict) or not {"state_dict", "meta", "message_hub"} <= checkpoint.keys():
         return "it holds no training state (a published model?)"
-    return None
+    return _why_shards_unusable(checkpoint, path)
+
+
+def _why_shards_unusable(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> str | None:
+    from alimm.apis.sharded import folders_of
+    from alimm.distributed.blocks import why_broken
+
+    try:
+        reasons = [why_broken(folder) for folder in folders_of(checkpoint, path).values()]
+    except ValueError as error:
+        return str(error)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from alimm import compat
 from alimm.apis.config import load_config
 from alimm.apis.devices import resolve_device
 from alimm.apis.errors import explain_build_errors
+from alimm.apis.sharded import check_shards, folders_of, load_module, sharded_modules
+from alimm.distributed.collectives import rank_and_size
+from alimm.heads.sharded_state import shards_left_out
 from alimm.registry import DATASETS, MODELS, load_plugins
 from alimm.zoo.download import SCHEME, download, fetch, load_weights
 from alimm.zoo.index import config_of, get_entry, list_models
@@ -127,12 +131,18 @@ def _load(model: nn.Module, checkpoint: str | Path, trust: bool) -> dict[str, An
     content = load_weights(path, trust=trust)
     state = content.get("state_dict", content)
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = model.state_dict()
+    # Of several ranks none has the whole weight of a sharded head; the head itself takes its rows of the file's.
+    with shards_left_out() if rank_and_size()[1] > 1 else nullcontext():
+        own = model.state_dict()
     if not any(key in own and own[key].shape == getattr(value, "shape", None) for key, value in state.items()):
         raise ValueError(
             f"{path} does not fit the model: none of its {len(state)} weights has the name and shape of one of the "
             f"model's {len(own)}, such as {next(iter(own), None)!r}. Is it the checkpoint of another config?"
         )
+    folders = folders_of(content, path)
+    check_shards(model, folders)
     load_state_dict(model, state, strict=False)
+    for name, folder in folders.items():
+        load_module(sharded_modules(model)[name], folder)
     meta = content.get("meta") or {}
     return dict(meta.get("dataset_meta") or {})

@@ -21,7 +21,14 @@ from alimm.apis.checkpoints import atomic_open
 from alimm.apis.config import load_config, merge_options, parse_options
 from alimm.apis.devices import resolve_device
 from alimm.apis.errors import explain_build_errors
-from alimm.apis.train import add_common_arguments, check_parts, check_work_dir, name_experiment, set_work_dir
+from alimm.apis.train import (
+    add_common_arguments,
+    check_parts,
+    check_work_dir,
+    keep_shards,
+    name_experiment,
+    set_work_dir,
+)
 from alimm.hooks import ProgressHook
 from alimm.registry import load_plugins
 from alimm.zoo import download as zoo
@@ -81,6 +88,7 @@ def test(
     load_plugins()
     with compat.chosen_device(place), explain_build_errors(merged):
         compat.cpu_distributed(merged, launcher, place.partition(":")[0])
+        keep_shards(merged)
         runner = Runner.from_cfg(merged)
         dump = _dump_predictions(runner, target) if target is not None and target.suffix != ".json" else None
         try:

@@ -23,6 +23,13 @@ from alimm.registry import load_plugins
 from alimm.zoo import download as zoo
 
 AUTO = "auto"
+SHARDED_CHECKPOINTS = "alimm.ShardedCheckpointHook"
+SHARDED_HEADS = ("ShardedHead", "KNNSoftmaxHead")
+"""How the types of heads that are cut over ranks end."""
+_AMP_WRAPPERS = {"OptimWrapper": "AmpOptimWrapper", "ShardedOptimWrapper": "ShardedAmpOptimWrapper"}
+"""Wrapper -> what ``--amp`` makes of it."""
+_BF16_WRAPPERS = {"AmpOptimWrapper": "Bf16OptimWrapper", "ShardedAmpOptimWrapper": "ShardedBf16OptimWrapper"}
+"""Wrapper -> what stands in for it on the CPU."""
 _runs = itertools.count()
 
 
@@ -73,7 +80,10 @@ def train(
         compat.cpu_distributed(merged, launcher, kind)
         _check_resumable(merged)
         _keep_seed(merged)
+        changed = keep_shards(merged)
         runner = Runner.from_cfg(merged)
+        if changed:
+            runner.logger.info(f"the model has a sharded head: default_hooks.checkpoint is {SHARDED_CHECKPOINTS}")
         if runner.rank == 0:
             for leftover in checkpoints.remove_leftovers(runner.work_dir):
                 runner.logger.warning(f"removed {leftover}, which a killed run left half written")
@@ -205,20 +215,26 @@ def _use_amp(config: Config) -> None:
     if not config.get("optim_wrapper"):
         raise ValueError("--amp changes the optim_wrapper, and the config has none")
     name = _wrapper_name(config)
-    if name not in ("OptimWrapper", "AmpOptimWrapper", "Bf16OptimWrapper"):
-        raise ValueError(f"--amp replaces the optim_wrapper OptimWrapper, but the config has {name}: leave out --amp")
-    if name == "OptimWrapper":
-        config.optim_wrapper.type = "AmpOptimWrapper"
-    if name != "Bf16OptimWrapper":
+    if name not in (*_AMP_WRAPPERS, *_AMP_WRAPPERS.values(), *_BF16_WRAPPERS.values()):
+        raise ValueError(
+            f"--amp replaces the optim_wrapper {' or '.join(_AMP_WRAPPERS)}, but the config has {name}: leave out --amp"
+        )
+    if name in _AMP_WRAPPERS:
+        config.optim_wrapper.type = _scoped(_AMP_WRAPPERS[name])
+    if name not in _BF16_WRAPPERS.values():
         config.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
 def _amp_on_cpu(config: Config) -> None:
     """MMEngine's AmpOptimWrapper refuses the CPU; bfloat16 needs no loss scale there."""
-    if _wrapper_name(config) == "AmpOptimWrapper":
-        config.optim_wrapper.type = "alimm.Bf16OptimWrapper"
+    if _wrapper_name(config) in _BF16_WRAPPERS:
+        config.optim_wrapper.type = _scoped(_BF16_WRAPPERS[_wrapper_name(config)])
         for key in ("loss_scale", "dtype", "use_fsdp"):
             config.optim_wrapper.pop(key, None)
+
+
+def _scoped(name: str) -> str:
+    return name if name == "AmpOptimWrapper" else f"alimm.{name}"
 
 
 def name_experiment(config: Config) -> None:
@@ -243,6 +259,41 @@ def _add_default_hooks(config: Config) -> None:
     if "epoch_seed" in hooks and loader.get("num_workers") and "worker_init_fn" not in loader:
         quiet = loader.pop("disable_subprocess_warning", False)
         loader["worker_init_fn"] = dict(type="alimm.seed_worker", disable_subprocess_warning=quiet)
+
+
+def keep_shards(config: Config) -> bool:
+    """Let the checkpoints of a model with a sharded head hold the rows of all ranks, which MMEngine's own hook loses.
+
+    A hook of another type, and none (``checkpoint=None``), stay. So does MMEngine's where one process averages the
+    model with EMAHook: there it has everything, and the average of the classes too.
+
+    Args:
+        config: changed in place where its model has a sharded head and its checkpoint hook is ``CheckpointHook``.
+
+    Returns:
+        Whether it was changed.
+    """
+    if not _has_sharded_head(config.get("model")):
+        return False
+    hooks = dict(config.get("default_hooks") or {})
+    # What MMEngine takes where nothing is said.
+    hook = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))
+    averaged = any(_type_name(other) == "EMAHook" for other in config.get("custom_hooks") or ())
+    if _type_name(hook) != "CheckpointHook" or (averaged and config.get("launcher", "none") == "none"):
+        return False
+    config.default_hooks = {**hooks, "checkpoint": {**hook, "type": SHARDED_CHECKPOINTS}}
+    return True
+
+
+def _type_name(part: Any) -> str:
+    kind = part.get("type", "") if isinstance(part, dict) else ""
+    return str(kind if isinstance(kind, str) else getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
+
+
+def _has_sharded_head(part: Any) -> bool:
+    if isinstance(part, dict):
+        return _type_name(part).endswith(SHARDED_HEADS) or any(map(_has_sharded_head, part.values()))
+    return isinstance(part, list | tuple) and any(map(_has_sharded_head, part))
 
 
 def _keep_seed(config: Config) -> None:

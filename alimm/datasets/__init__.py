@@ -4,6 +4,7 @@ from alimm.datasets.emoji_products import EmojiProducts
 from alimm.datasets.fashion_mnist import FashionMNIST
 from alimm.datasets.geometry import CenterCrop, Pad, RandomAffine, RandomFlip, RandomResizedCrop, Resize
 from alimm.datasets.han_glyphs import HanGlyphs
+from alimm.datasets.hierarchy import HierarchyVectors
 from alimm.datasets.image_list import ImageList
 from alimm.datasets.loading import LoadImage
 from alimm.datasets.packing import PackInputs
@@ -18,6 +19,7 @@ __all__ = [
     "EmojiProducts",
     "FashionMNIST",
     "HanGlyphs",
+    "HierarchyVectors",
     "IdentityBatchSampler",
     "ImageList",
     "LoadImage",

@@ -7,12 +7,15 @@ from typing import Any
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from torch import nn
 
+from alimm.distributed.shards import exclude_from_ddp
 from alimm.registry import MODEL_WRAPPERS
 
 
 @MODEL_WRAPPERS.register_module()
 class CpuDistributedDataParallel(MMDistributedDataParallel):
     """MMEngine's wrapper without device numbers, and with plain batch norm for SyncBN, which torch has on GPUs only.
+
+    Shards of a classifier are left alone.
 
     Args:
         module: the model.
@@ -22,4 +25,5 @@ class CpuDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, device_ids: Any = None, broadcast_buffers: bool = False, **kwargs: Any):
+        exclude_from_ddp(module)
         super().__init__(revert_sync_batchnorm(module), device_ids=None, broadcast_buffers=broadcast_buffers, **kwargs)

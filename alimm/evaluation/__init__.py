@@ -8,6 +8,7 @@ from alimm.evaluation.classification_metrics import Accuracy, PerClassAccuracy, 
 from alimm.evaluation.confusion import confusion_matrix, top_confusions
 from alimm.evaluation.retrieval import RetrievalScores, retrieval_from_features, retrieval_from_scores
 from alimm.evaluation.retrieval_metric import RetrievalMetric
+from alimm.evaluation.topk import TopKAccuracy
 
 __all__ = [
     "Accuracy",
@@ -15,6 +16,7 @@ __all__ = [
     "RetrievalMetric",
     "RetrievalScores",
     "ShotAccuracy",
+    "TopKAccuracy",
     "class_accuracy",
     "confusion_matrix",
     "label_place",

@@ -5,5 +5,6 @@ from alimm.heads.contrastive import ContrastiveHead
 from alimm.heads.cosine import CosineHead
 from alimm.heads.linear import LinearHead
 from alimm.heads.multi import MultiHead
+from alimm.heads.sharded import ShardedHead
 
-__all__ = ["ClsHead", "ContrastiveHead", "CosineHead", "LinearHead", "MultiHead"]
+__all__ = ["ClsHead", "ContrastiveHead", "CosineHead", "LinearHead", "MultiHead", "ShardedHead"]

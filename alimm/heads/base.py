@@ -55,13 +55,14 @@ class ClsHead(BaseModule):
     def loss(self, features: torch.Tensor, data_samples: Sequence[ClsDataSample]) -> dict[str, torch.Tensor]:
         """Loss (and accuracies, if asked for) of a batch."""
         logits, labels = self(features), collect_labels(data_samples, self.target, features.device)
-        result = dict(loss=self.loss_module(logits, labels))
-        if self.topk:
-            best = logits.detach().topk(min(max(self.topk), self.num_classes), dim=1).indices
-            for k in self.topk:
-                hit = (best[:, :k] == labels[:, None]).any(1)
-                result[f"accuracy_top{k}"] = 100 * hit.float().mean()
-        return result
+        return dict(loss=self.loss_module(logits, labels)) | self.accuracies(logits, labels)
+
+    def accuracies(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The accuracies of a training batch that ``topk`` asks for, in percent."""
+        if not self.topk:
+            return {}
+        best = logits.detach().topk(min(max(self.topk), self.num_classes), dim=1).indices
+        return {f"accuracy_top{k}": 100 * (best[:, :k] == labels[:, None]).any(1).float().mean() for k in self.topk}
 
     def predict(
         self, features: torch.Tensor, data_samples: Sequence[ClsDataSample] | None = None

@@ -35,6 +35,12 @@ class MultiHead(BaseModule):
         """Features (N, D) to the logits of the main head."""
         return cast(torch.Tensor, self.heads[self.main](features))
 
+    def prefetch(self, data_samples: Sequence[ClsDataSample]) -> None:
+        """Let the heads that can begin with the labels alone do so."""
+        for head in self.heads.values():
+            if hasattr(head, "prefetch"):
+                cast(Any, head).prefetch(data_samples)
+
     def loss(self, features: torch.Tensor, data_samples: Sequence[ClsDataSample]) -> dict[str, torch.Tensor]:
         """The losses of all heads, each under its own name."""
         losses = {}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 
+from alimm.distributed.shards import exclude_from_ddp
 from alimm.registry import MODELS
 from alimm.structures import ClsDataSample
 
@@ -43,6 +44,7 @@ class ImageClassifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.neck = None if neck is None else MODELS.build(neck)
         self.head = None if head is None else MODELS.build(head)
+        exclude_from_ddp(self)
 
     def forward(
         self, inputs: torch.Tensor, data_samples: Sequence[ClsDataSample] | None = None, mode: str = "tensor"
@@ -92,6 +94,9 @@ class ImageClassifier(BaseModel):
             raise ValueError("a model without a head has no loss: give head=dict(type='alimm.LinearHead', ...)")
         if data_samples is None:
             raise ValueError("mode='loss' needs data_samples with labels, got None")
+        if hasattr(self.head, "prefetch"):
+            # A sharded head needs the labels alone for its first steps, which then run beside the backbone.
+            self.head.prefetch(data_samples)
         losses: dict[str, torch.Tensor] = self.head.loss(self.extract_feat(inputs), data_samples)
         return losses
 

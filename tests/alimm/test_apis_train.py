@@ -163,3 +163,12 @@ def test_a_config_without_a_part_is_refused_by_its_name(tmp_path: Path, part: st
 def test_amp_without_an_optim_wrapper() -> None:
     with pytest.raises(ValueError, match="--amp changes the optim_wrapper"):
         merge_train_options(Config(dict(work_dir="w")), amp=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "wrapper"), [("cpu", "alimm.ShardedBf16OptimWrapper"), ("cuda", "alimm.ShardedAmpOptimWrapper")]
+)
+def test_amp_of_a_sharded_wrapper_stays_sharded(device: str, wrapper: str) -> None:
+    config = tiny_config(**{"optim_wrapper.type": "alimm.ShardedOptimWrapper"})
+    assert merge_train_options(config, work_dir="w", amp=True, device=device).optim_wrapper.type == wrapper
+    assert ("loss_scale" in config.optim_wrapper) == (device == "cuda")

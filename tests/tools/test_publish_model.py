@@ -132,3 +132,10 @@ def test_mistakes_are_named(tmp_path, capsys, content, extra, message):
     assert main([str(tmp_path / "in.pth"), str(tmp_path / "zoo" / "m.pth"), *extra]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "zoo").glob("*")) if (tmp_path / "zoo").exists() else True
+
+
+def test_a_checkpoint_whose_classes_are_elsewhere_is_refused(tmp_path, capsys):
+    source = tmp_path / "epoch_1.pth"
+    torch.save({"meta": {"alimm_shards": {"head": "epoch_1.shards"}}, "state_dict": {"a": torch.ones(1)}}, source)
+    assert main([str(source), str(tmp_path)]) == 1
+    assert f"alimm merge-shards {source} whole.pth" in capsys.readouterr().err
