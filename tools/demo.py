@@ -1,11 +1,13 @@
 """The main job on real data: train a recogniser, test it, embed a catalogue, search it, write a report.
 
-    python tools/demo.py [--quick] [--work-dir DIR] [--epochs N] [--seed N] [--int8] [--cfg-options K=V ...]
+    python tools/demo.py [--quick] [--work-dir DIR] [--epochs N] [--seed N] [--int8] [--knn]
+                         [--cfg-options K=V ...]
 
 EmojiProducts, style split: the recogniser is trained on the pictures of two vendors and meets a third one's style for
 the first time in the test. Every figure of the report comes from this run, the baselines too. The exit code is 1 where
 the recogniser is not as much better than they are as the README says. ``--int8``, or INT8=1 in the environment, trains
-the recogniser in INT8 (`alimm.Int8TrainingHook`).
+the recogniser in INT8 (`alimm.Int8TrainingHook`). ``--knn``, or KNN=1, also teaches it the 1,914 products as classes,
+with KNN softmax (`alimm.KNNSoftmaxHead`).
 
 A method joins the demo with a function that takes the `Demo`, adds its figures to it and a section to the page, and a
 line in ``STEPS``.
@@ -227,7 +229,7 @@ def finish(demo: Demo, command: str) -> bool:
     return all(met for _, met in claims)
 
 
-def demo_config(options: Sequence[str], seed: int, epochs: int | None, int8: bool) -> Config:
+def demo_config(options: Sequence[str], seed: int, epochs: int | None, int8: bool = False, knn: bool = False) -> Config:
     """The recogniser's config with the changes of the command line."""
     config = load_config(CONFIG, parse_options(options))
     config.randomness.seed = seed
@@ -235,7 +237,23 @@ def demo_config(options: Sequence[str], seed: int, epochs: int | None, int8: boo
         config.train_cfg.max_epochs = epochs
     if int8:
         config.custom_hooks = [*config.get("custom_hooks", []), dict(type="alimm.Int8TrainingHook")]
+    if knn:
+        config.model.head.heads.product = dict(
+            type="alimm.KNNSoftmaxHead",
+            num_classes=1914,
+            in_channels=config.model.head.heads.subgroup.in_channels,
+            target="gt_identity",
+            active=0.25,
+            scale=16.0,
+        )
+        # AdamW of torch takes no gradients of rows.
+        config.optim_wrapper.optimizer.update(type="alimm.RowSparseAdamW", rows="frozen")
+        config.custom_hooks = [*config.get("custom_hooks", []), dict(type="alimm.KNNGraphHook", start=100)]
     return config
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,11 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one epoch, to try the machinery; claims are not judged")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="K=V", help="changes to the config")
-    in_environment = os.environ.get("INT8", "0") not in ("", "0")
-    parser.add_argument("--int8", action="store_true", default=in_environment, help="train in INT8; so does INT8=1")
+    parser.add_argument("--int8", action="store_true", default=_asked("INT8"), help="train in INT8; so does INT8=1")
+    parser.add_argument("--knn", action="store_true", default=_asked("KNN"), help="products as classes; so does KNN=1")
     arguments = parser.parse_args(argv)
     epochs = 1 if arguments.quick else arguments.epochs
-    config = demo_config(arguments.cfg_options, arguments.seed, epochs, arguments.int8)
+    config = demo_config(arguments.cfg_options, arguments.seed, epochs, arguments.int8, arguments.knn)
     check_work_dir(str(arguments.work_dir))
     page = Page(
         "alimm: recognise and search products across styles",

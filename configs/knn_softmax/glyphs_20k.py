@@ -1,7 +1,7 @@
-"""20,000 Han characters as classes, KNN softmax on a tenth of them, tested on a font that training never sees.
+"""20,000 Han characters as classes, KNN softmax on 12 % of them, tested on a font that training never sees.
 
 ``model.head.method`` is the one word that changes the method: ``knn``, ``random``, ``full`` or ``fused``; the others do
-without the graph. About 89,000 pictures of 32 x 32 in two epochs: a small network whose head takes as long as itself.
+without the graph. About 89,000 pictures of 32 x 32 in four epochs: a small network whose head takes as long as itself.
 """
 
 from mmengine.config import read_base
@@ -19,9 +19,10 @@ from alimm.models import BatchRandomAffine, ClsDataPreprocessor, FlattenNeck, Im
 from alimm.optim import RowSparseSGD, ShardedOptimWrapper
 from alimm.projects.knn_softmax import KNNGraphHook, KNNSoftmaxHead
 
-epochs, warmup = 2, 0.4  # the first in whole epochs, the second in parts of one
+epochs, warmup = 4, 0.4  # the first in whole epochs, the second in parts of one
 
 classes = dict(min_fonts=3, num_classes=20_000)
+train_dataloader.batch_size = 128  # smaller batches leave each label more neighbours
 train_dataloader.dataset.update(classes)
 val_dataloader.dataset.update(classes)
 test_dataloader.dataset.update(classes)
@@ -43,8 +44,10 @@ model = dict(
         method="knn",
         num_classes=20_000,
         in_channels=128,
-        active=0.1,
-        neighbours=16,
+        active=0.12,
+        neighbours=32,
+        random_share=0.25,
+        logq=True,
         scale=24.0,
         init_std=0.01,  # short rows turn fast at first; with rows of length one the backbone outruns them
         topk=5,
@@ -52,7 +55,7 @@ model = dict(
 )
 optim_wrapper = dict(
     type=ShardedOptimWrapper,
-    optimizer=dict(type=RowSparseSGD, lr=0.2, momentum=0.9, weight_decay=1e-4, rows="lazy_exact"),
+    optimizer=dict(type=RowSparseSGD, lr=0.12, momentum=0.9, weight_decay=1e-4, rows="lazy_exact"),
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.01, begin=0, end=warmup, by_epoch=True, convert_to_iter_based=True),
@@ -71,6 +74,6 @@ test_cfg = dict(type=TestLoop)
 val_evaluator = [dict(type=TopKAccuracy, topk=(1, 5))]
 test_evaluator = val_evaluator
 default_hooks.checkpoint.type = ShardedCheckpointHook
-custom_hooks = [dict(type=KNNGraphHook, start=100, check_interval=50, recall_min=0.7)]
+custom_hooks = [dict(type=KNNGraphHook, start=200, check_interval=100, recall_min=0.7)]
 # The accuracy that a run reaches on the unseen side; to be set from a measured run.
 expected = {"accuracy/top1": 0.0}

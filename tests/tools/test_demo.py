@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alimm.apis.train import train
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -60,6 +62,19 @@ def test_int8_adds_its_hook_to_those_of_the_config(demo):
     assert int8.custom_hooks[:-1] == plain.custom_hooks
     assert int8.custom_hooks[-1] == {"type": "alimm.Int8TrainingHook"}
     assert (int8.randomness.seed, int8.train_cfg.max_epochs) == (3, 2)
+
+
+def test_knn_adds_the_products_as_classes(demo, tmp_path):
+    config = demo.demo_config([], seed=3, epochs=1, knn=True)
+    assert list(config.model.head.heads) == ["subgroup", "identity", "product"]
+    config.train_dataloader.dataset.indices = 256
+    config.custom_hooks[-1]["start"] = 1
+    config.param_scheduler = []
+    config.train_cfg.val_interval = 5
+    runner = train(config, work_dir=tmp_path, device="cpu")
+    head = runner.model.head.heads["product"]
+    assert head.graph is not None
+    assert int(head.step) == runner.iter > 1
 
 
 def test_one_epoch_end_to_end(tmp_path):

@@ -23,8 +23,8 @@ def modules():
         sys.modules.pop(name, None)
 
 
-def row(method, seed, score, data=1, **more):
-    return dict(method=method, seed=seed, score=score, weights=seed, data=data, steps=10, seconds=1.0, **more)
+def row(arm, seed, score, data=1, **more):
+    return dict(arm=arm, seed=seed, score=score, weights=seed, data=data, steps=10, seconds=1.0, **more)
 
 
 def judged(modules, knn, random, seeds=3):

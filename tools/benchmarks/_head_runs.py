@@ -31,9 +31,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class HeadRun:
-    """One training: a config, the method of its head, other changes, a seed."""
+    """One training: a config, an arm (its name, and the method of its head), other changes, a seed."""
 
     config: str
+    arm: str
     method: str
     seed: int
     changes: tuple[tuple[str, Any], ...] = ()
@@ -42,7 +43,7 @@ class HeadRun:
     @property
     def key(self) -> str:
         """All that the result depends on, but for the code."""
-        return json.dumps([self.config, self.method, self.seed, list(self.changes), self.threads])
+        return json.dumps([self.config, self.method, self.seed, sorted(self.changes), self.threads])
 
 
 @HOOKS.register_module(name="HeadRunWatchHook", force=True)
@@ -86,13 +87,13 @@ def train_once(run: HeadRun, work_dir: Path) -> Row:
     config.env_cfg.mp_cfg.mp_start_method = multiprocessing.get_start_method()
     config.log_level = "WARNING"
     start = time.perf_counter()
-    folder = work_dir / "runs" / f"{Path(run.config).stem}_{run.method}_{run.seed}"
+    folder = work_dir / "runs" / f"{Path(run.config).stem}_{run.arm.replace(' ', '_')}_{run.seed}"
     runner = train(config, work_dir=folder, seed=run.seed, device="cpu")
     watch = next(hook for hook in runner.hooks if isinstance(hook, HeadRunWatchHook))
     logged = {name: sum(values) / len(values) for name, values in watch.logged.items()}
     return dict(
         config=run.config,
-        method=run.method,
+        arm=run.arm,
         seed=run.seed,
         score=float(runner.message_hub.get_scalar("val/accuracy/top1").current()),
         loss=float(runner.message_hub.get_scalar("train/loss").mean(20)),
@@ -124,25 +125,26 @@ def train_all(runs: Sequence[HeadRun], work_dir: Path, jobs: int) -> list[Row]:
             temporary.write_text(json.dumps(kept, indent=1))
             os.replace(temporary, store)
             print(
-                f"{row['method']:<8} seed {row['seed']}  top-1 {row['score']:.2f} %  {row['seconds']:.0f} s", flush=True
+                f"{row['arm']:<14} seed {row['seed']}  top-1 {row['score']:.2f} %  {row['seconds']:.0f} s", flush=True
             )
-    return [kept[run.key] for run in runs]
+    # The name of the arm is no part of the key: two names may stand for the same options.
+    return [kept[run.key] | {"arm": run.arm} for run in runs]
 
 
-def interval(rows: Sequence[Row], method: str, base: str) -> Interval | None:
+def interval(rows: Sequence[Row], arm: str, base: str) -> Interval | None:
     """95 % interval of the paired differences in points; None where there is no pair.
 
     Raises:
         RuntimeError: two rows of one seed did not start alike or did not see the same data.
     """
-    found = {(row["method"], row["seed"]): row for row in rows}
+    found = {(row["arm"], row["seed"]): row for row in rows}
     differences = []
     for name, seed in sorted(found):
-        if name != method or (base, seed) not in found:
+        if name != arm or (base, seed) not in found:
             continue
         ours, theirs = found[name, seed], found[base, seed]
         for what in ("weights", "data", "steps"):
             if ours[what] != theirs[what]:
-                raise RuntimeError(f"{method} and {base}, seed {seed}, are no pair: their {what} differ")
+                raise RuntimeError(f"{arm} and {base}, seed {seed}, are no pair: their {what} differ")
         differences.append(ours["score"] - theirs["score"])
     return paired_interval(differences) if differences else None
