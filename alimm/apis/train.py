@@ -272,6 +272,9 @@ def keep_shards(config: Config) -> bool:
 
     Returns:
         Whether it was changed.
+
+    Raises:
+        ValueError: EMAHook would average rows that a lazy optimizer has left behind.
     """
     if not _has_sharded_head(config.get("model")):
         return False
@@ -279,6 +282,14 @@ def keep_shards(config: Config) -> bool:
     # What MMEngine takes where nothing is said.
     hook = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))
     averaged = any(_type_name(other) == "EMAHook" for other in config.get("custom_hooks") or ())
+    optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
+    lazy = _type_name(optimizer) in ("RowSparseSGD", "RowSparseLARS") and optimizer.get("rows", "lazy_exact")
+    if averaged and lazy == "lazy_exact":
+        raise ValueError(
+            "EMAHook reads every row of the classifier at every step, and rows='lazy_exact' of the optimizer leaves "
+            "them behind until they are needed: set optim_wrapper.optimizer.rows to 'dense' (the same result) or "
+            "'frozen', or leave out EMAHook"
+        )
     if _type_name(hook) != "CheckpointHook" or (averaged and config.get("launcher", "none") == "none"):
         return False
     config.default_hooks = {**hooks, "checkpoint": {**hook, "type": SHARDED_CHECKPOINTS}}

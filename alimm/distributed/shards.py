@@ -91,6 +91,10 @@ class Sharding:
     rank: int = 0
     group: Any = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sharding:
+        # Nothing in it changes, and a process group cannot be copied.
+        return self
+
     @classmethod
     def over(cls, num_rows: int, group: Any = None) -> Sharding:
         """Balanced shards over a process group; a single shard where torch.distributed is not running."""

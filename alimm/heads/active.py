@@ -8,6 +8,7 @@ seed, the step and the shard, and on nothing else.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from alimm.seeding import stream_seed
 from alimm_ops.graph.select_cpu import select_active
 
 _threads: list[ThreadPoolExecutor] = []
+if hasattr(os, "register_at_fork"):
+    # A forked child has the executor, but not its thread.
+    os.register_at_fork(after_in_child=_threads.clear)
 
 
 def _worker() -> ThreadPoolExecutor:
@@ -56,16 +60,15 @@ class ActiveSet:
         return self.filled.to(like) * value
 
     def telemetry(self, sharding: Sharding, like: torch.Tensor, watch: bool) -> dict[str, torch.Tensor]:
-        """Counts for the log: of this rank, and on ``watch`` of all of them with their imbalance."""
+        """Counts of this rank for the log; on ``watch`` also the imbalance over the ranks, a collective."""
         drawn = int(self.filled.sum())
         counts = like.detach().new_tensor([len(self.rows), drawn, self.overflow, len(self.rows) - drawn])
         result = dict(active=counts[0], active_random=counts[1], overflow=counts[2])
         if watch:
-            every = torch.zeros((sharding.world_size, 4), dtype=counts.dtype, device=counts.device)
-            every[sharding.rank] = counts
-            every = sum_over_ranks(every, sharding.group)
-            result = dict(active=every[:, 0].sum(), active_random=every[:, 1].sum(), overflow=every[:, 2].sum())
-            result["imbalance"] = every[:, 3].max() / every[:, 3].mean().clamp(min=1)
+            named = torch.zeros(sharding.world_size, dtype=counts.dtype, device=counts.device)
+            named[sharding.rank] = counts[3]
+            named = sum_over_ranks(named, sharding.group)
+            result["imbalance"] = named.max() / named.mean().clamp(min=1)
         return result
 
 

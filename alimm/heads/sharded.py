@@ -41,6 +41,10 @@ from alimm.structures import ClsDataSample
 class ShardedHead(ShardedState, BaseModule):
     """Cosine or linear classifier over the ranks of a process group; without one, over this process alone.
 
+    The backbone is to be wrapped in DDP where there is more than one process (`alimm train` does): the gradient of the
+    features is handed back times the number of ranks, which DDP's average takes out again. `loss` and `predict` are
+    collective: all ranks need the same number of batches.
+
     Train it with `alimm.RowSparseSGD` (or ``RowSparseLARS``, ``RowSparseAdamW``): with an active set the gradient of
     the weight is a sparse tensor of the active rows. Clip with `alimm.ShardedOptimWrapper`, save with
     `alimm.ShardedCheckpointHook`.
@@ -164,15 +168,22 @@ class ShardedHead(ShardedState, BaseModule):
         """The loss over the global batch, the same on every rank, and what the step computed.
 
         Returns:
-            ``loss``; with an active set also ``active`` (classes over all ranks), ``active_random`` (of those, drawn at
-            random), ``overflow`` (labels beyond the budget) and at intervals ``coverage`` and ``imbalance``.
+            ``loss``; with an active set also, of this rank, ``active`` (classes), ``active_random`` (of those, drawn at
+            random) and ``overflow`` (labels beyond the budget), and at intervals, of all ranks, ``coverage`` and
+            ``imbalance`` (labels and neighbours on the busiest rank over their mean).
 
         Raises:
-            ValueError: a label names no class, or a sample has none. Every rank raises.
+            ValueError: a label names no class, or a sample has none; every rank raises. Or there are not as many
+                features as data samples.
         """
         planned, self._planned = self._planned, None
         plan = planned[1] if planned is not None and planned[0] is data_samples else self._plan(data_samples)
         rows_B, counts, pending = plan
+        if len(features) != counts[self.sharding.rank]:
+            raise ValueError(
+                f"there are {len(features)} features for {counts[self.sharding.rank]} data samples: with several views "
+                "of a picture give the data samples once for each view"
+            )
         active: ActiveSet | None = None if pending is None else pending()
         with torch.autocast(features.device.type, enabled=False):
             x_BD = self._wide(features)
@@ -184,7 +195,9 @@ class ShardedHead(ShardedState, BaseModule):
             x_BD = F.normalize(x_BD) if self.cosine else x_BD
             x_BD = gather_features(x_BD, counts, self.group)
             local = None if active is None else active.rows
-            if local is not None:
+            if local is None:
+                flush_rows(self.weight)
+            else:
                 # A second look costs little; the optimizer may have stepped since the thread brought them up to date.
                 catch_up_rows(self.weight, local)
             correction = active.correction(x_BD) if active is not None and self.logq else None
@@ -197,6 +210,7 @@ class ShardedHead(ShardedState, BaseModule):
                 watch = self.training and self.coverage_interval and step % self.coverage_interval == 0
                 result.update(active.telemetry(self.sharding, loss, bool(watch)))
                 if watch:
+                    flush_rows(self.weight)
                     result["coverage"] = softmax_coverage(
                         x_BD.detach()[: self.coverage_samples],
                         rows_B[: self.coverage_samples],
@@ -271,7 +285,9 @@ class ShardedHead(ShardedState, BaseModule):
         if len(data_samples):
             try:
                 labels = collect_labels(data_samples, self.target, device)
-            except ValueError as error:
+                if len(labels) != len(data_samples):
+                    trouble = f"{len(data_samples)} data samples have {len(labels)} labels: give each one {self.target}"
+            except Exception as error:  # whatever it is, the other ranks wait for this one
                 trouble = str(error)
         # -1 tells the others that this rank has no labels to give: one collective serves both ends.
         counts = gather_counts(-1 if trouble else len(labels), device, self.group)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from alimm.distributed.permutation import KINDS, ClassPermutation
-from alimm.distributed.shards import Sharding
+from alimm.distributed.shards import Sharding, mark_sharded
 from alimm.optim.row_state import flush_rows
 
 _leave_out = False
@@ -52,6 +52,15 @@ class ShardedState(nn.Module):
         """How classes lie over rows: number of classes, kind of permutation, its seed; int64 (3,)."""
         kind = KINDS.index(self.permutation.kind)
         return torch.tensor([self.num_classes, kind, self.permutation.seed], dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: rows up to date, since a copy has no optimizer that could bring them there."""
+        flush_rows(self.weight)
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        mark_sharded(self.weight, self.sharding)
 
     def shard_arrays(self) -> dict[str, torch.Tensor]:
         """Arrays with one row a class beside the weight: what blocks on the disk hold besides. Every rank must call."""
@@ -115,6 +124,8 @@ class ShardedState(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         state = dict(state_dict)
+        # What a lazy optimizer still owes belongs to the old rows and must not meet the new ones.
+        flush_rows(self.weight)
         layout = state.pop(prefix + "layout", None)
         whole = state.get(prefix + "weight")
         if whole is not None:

@@ -42,13 +42,16 @@ class Workspace:
             return like.new_empty(shape)
         count = shape[0] * shape[1]
         buffer = self._buffer
-        if buffer is None or buffer.numel() < count or buffer.dtype != like.dtype or buffer.device != like.device:
+        unfit = buffer is None or buffer.numel() < count or buffer.dtype != like.dtype or buffer.device != like.device
+        # What inference mode has made cannot be written outside it.
+        if buffer is None or unfit or (buffer.is_inference() and not torch.is_inference_mode_enabled()):
             buffer = self._buffer = like.new_empty(count)
         self._holder = weakref.ref(owner)
         return buffer[:count].view(shape)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
-        return Workspace()
+    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+        # A copy starts with a buffer of its own.
+        return Workspace, ()
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from alimm.optim.row_state import ATTRIBUTE, flush_rows
+from alimm.optim.row_state import ATTRIBUTE, LAST_STEP, flush_rows
 
 
 class RowSparseOptimizer(Optimizer):
@@ -90,6 +90,12 @@ class RowSparseOptimizer(Optimizer):
             for number, parameter in zip(saved["params"], group["params"], strict=False)
         ]
         for entry, parameter in pairs:
+            moved = entry.get(LAST_STEP)
+            if moved is not None and tuple(moved.shape) != (len(parameter),):
+                raise ValueError(
+                    f"the optimizer's state is of {len(moved)} rows, its parameter has {len(parameter)}: a state of "
+                    "other shards is loaded from a sharded checkpoint only"
+                )
             for name, value in entry.items():
                 if isinstance(value, Tensor) and value.ndim == parameter.ndim > 1 and name in self._row_array_names():
                     if value.shape == parameter.shape:

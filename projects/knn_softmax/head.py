@@ -85,7 +85,7 @@ class KNNSoftmaxHead(ShardedHead):
             neighbours: global rows, (own rows, K), best first, -1 past the end.
             step: when they were built; now if None.
         """
-        self.graph = STORAGE[self.storage](neighbours, self.sharding)
+        self.graph = STORAGE[self.storage](neighbours.to(self.weight.device), self.sharding)
         self.graph_step = int(self.step) if step is None else step
 
     def neighbours(self, rows: torch.Tensor) -> Any:

@@ -178,3 +178,13 @@ def test_another_optimizer_takes_over_and_a_model_is_pickled_without_one() -> No
     moved = model.weight.detach().clone()
     flush_rows(model.weight)
     assert torch.equal(moved, model.weight)
+
+
+def test_a_state_of_another_number_of_rows_is_refused_before_a_kernel_sees_it() -> None:
+    small, large = (torch.nn.Parameter(torch.ones(rows, 2)) for rows in (10, 1000))
+    optimizers = [RowSparseSGD([parameter], lr=0.1, weight_decay=0.1) for parameter in (small, large)]
+    for parameter, optimizer in zip((small, large), optimizers, strict=True):
+        parameter.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), parameter.shape)
+        optimizer.step()
+    with pytest.raises(ValueError, match="state is of 10 rows, its parameter has 1000"):
+        optimizers[1].load_state_dict(optimizers[0].state_dict())

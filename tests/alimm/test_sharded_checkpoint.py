@@ -253,7 +253,10 @@ def test_train_takes_the_hook_that_keeps_all_shards(tmp_path: Path) -> None:
     assert (tmp_path / "epoch_4.shards" / "index.json").is_file()
     log = "".join(path.read_text() for path in Path(runner.log_dir).glob("*.log"))
     assert "default_hooks.checkpoint is alimm.ShardedCheckpointHook" in log
-    config = sharded_config()
+    averaged = {"custom_hooks": [dict(type="EMAHook")]}
+    dense = {"optim_wrapper.optimizer.rows": "dense"}
+    with pytest.raises(ValueError, match="rows to 'dense'"):
+        keep_shards(sharded_config(**averaged))
     for change, changed in [
         ({}, True),
         ({"default_hooks.checkpoint": None}, False),
@@ -261,8 +264,8 @@ def test_train_takes_the_hook_that_keeps_all_shards(tmp_path: Path) -> None:
         ({"default_hooks.checkpoint.type": "MyCheckpointHook"}, False),
         ({"model.head.type": "alimm.CosineHead"}, False),
         ({"model.head.type": "alimm.KNNSoftmaxHead"}, True),
-        ({"custom_hooks": [dict(type="EMAHook")]}, False),
-        ({"custom_hooks": [dict(type="EMAHook")], "launcher": "pytorch"}, True),
+        ({**averaged, **dense}, False),
+        ({**averaged, **dense, "launcher": "pytorch"}, True),
     ]:
         config = sharded_config(**change)
         assert keep_shards(config) is changed, change
@@ -274,6 +277,7 @@ def test_train_takes_the_hook_that_keeps_all_shards(tmp_path: Path) -> None:
 def test_one_process_with_the_plain_hook_saves_a_complete_file(tmp_path: Path) -> None:
     """With an average of the weights, which shards do not have, MMEngine's hook stays."""
     changes = {"custom_hooks": [dict(type="EMAHook")], "train_cfg.max_epochs": 2}
+    changes["optim_wrapper.optimizer.rows"] = "dense"
     train(sharded_config(**changes), work_dir=tmp_path, device="cpu")
     assert load_restricted(tmp_path / "epoch_2.pth")["state_dict"]["head.weight"].shape == (CLASSES, 5)
     assert not list(tmp_path.glob("*.shards"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -318,3 +319,73 @@ def test_ddp_leaves_the_shards_alone() -> None:
     assert not one[0].equal(other[0])
     assert one[2].equal(other[2]), "the backbone's gradient is the same on all ranks"
     assert one[3] == other[3]
+
+
+def lazy_run(rows: str = "lazy_exact") -> tuple[ShardedHead, list[float]]:
+    """Twelve steps on a few of the classes, after which others are behind; the coverage of each step."""
+    head = ShardedHead(40, 6, "random", active=8, seed=1, coverage_interval=1)
+    optimizer = RowSparseSGD([head.weight], lr=0.5, momentum=0.9, weight_decay=0.05, rows=rows)
+    coverage = []
+    for step in range(12):
+        x, labels = batch(4, 40, 6, step)
+        report = head.loss(x, samples(labels))
+        coverage.append(float(report["coverage"]))
+        optimizer.zero_grad()
+        report["loss"].backward()
+        optimizer.step()
+    head.optimizer = optimizer
+    return head, coverage
+
+
+def test_coverage_is_that_of_rows_that_are_up_to_date() -> None:
+    assert lazy_run()[1] == pytest.approx(lazy_run("dense")[1], rel=1e-4)
+
+
+def test_weights_loaded_into_a_run_owe_nothing_to_the_old_ones() -> None:
+    head, _ = lazy_run()
+    state = copy.deepcopy(head.state_dict())
+    for step in range(3):
+        x, labels = batch(4, 40, 6, step)
+        head.loss(x, samples(labels))["loss"].backward()
+        head.optimizer.step()
+    head.load_state_dict(state)
+    assert head.settled_weight().equal(state["weight"])
+
+
+def test_a_copy_and_a_pickle_have_rows_up_to_date_and_know_that_they_are_shards() -> None:
+    head, _ = lazy_run()
+    del head.optimizer
+    copied = copy.deepcopy(head)
+    buffer = io.BytesIO()
+    torch.save(head, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (copied, loaded):
+        assert other.weight.equal(head.settled_weight())
+        assert sharding_of(other.weight) == head.sharding
+
+
+def test_a_loss_in_inference_mode_does_not_spoil_training() -> None:
+    head = ShardedHead(30, 4)
+    with torch.inference_mode():
+        head.loss(torch.randn(2, 4), samples([1, 2]))
+    head.loss(torch.randn(2, 4), samples([1, 2]))["loss"].backward()
+    assert head.weight.grad is not None
+
+
+def test_features_without_labels_are_not_dropped() -> None:
+    with pytest.raises(ValueError, match="4 features for 2 data samples"):
+        ShardedHead(30, 4).loss(torch.randn(4, 4), samples([1, 2]))
+    twice = ClsDataSample().set_gt_label([1, 2])
+    with pytest.raises(ValueError, match="1 data samples have 2 labels"):
+        ShardedHead(30, 4).loss(torch.randn(1, 4), [twice])
+
+
+def test_a_full_loss_after_lazy_steps_sees_rows_up_to_date() -> None:
+    head, _ = lazy_run()
+    x, labels = batch(4, 40, 6, 99)
+    head.selector = None
+    loss = head.loss(x, samples(labels))["loss"]
+    assert loss.equal(head.loss(x, samples(labels))["loss"])
+    logits = 32.0 * F.normalize(x) @ F.normalize(class_weights(head)).T
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor(labels)))

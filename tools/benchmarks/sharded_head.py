@@ -19,6 +19,8 @@ from alimm.report.benchmark import Claim, Outcome, print_table
 from alimm.report.statistics import Ratio, interleave, ratio
 
 SPEEDUP_BOUND, ROWS_BOUND, FLAT_BOUND = 5.0, 2.6, 1.5
+NOISE = 0.03
+"""What two runs of one method differ by here."""
 FULL = (heads.PLAIN, "full", "fused")
 
 
@@ -77,9 +79,10 @@ def _compare(given: argparse.Namespace, data: dict[str, Any]) -> list[Claim]:
     gain, against = ratio(times[best], times["knn"]), ratio(times["random"], times["knn"])
     rows = peaks["knn"] / row
     return [
-        Claim(f"knn against the fastest full softmax ({best})", f"{_span(gain)}x", f"at least {SPEEDUP_BOUND:g}x",
-              gain.median >= SPEEDUP_BOUND),
-        Claim("time of random over time of knn", _span(against), "at least 1 (upper quartile)", against.q3 >= 1),
+        Claim(f"knn, without building the graph, against the fastest full softmax ({best})", f"{_span(gain)}x",
+              f"at least {SPEEDUP_BOUND:g}x", gain.median >= SPEEDUP_BOUND),
+        Claim("time of random over time of knn", _span(against), f"at least 1, less {NOISE:.0%} of noise",
+              against.median >= 1 - NOISE),
         Claim("peak memory of knn", f"{rows:.2f} float32 rows a class", f"at most {ROWS_BOUND:g}", rows <= ROWS_BOUND),
     ]  # fmt: skip
 
