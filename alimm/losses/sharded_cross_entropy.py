@@ -7,9 +7,9 @@ the logits z of the classes S_p of rank p (or of the active ones among them), ta
     L = 1/V sum_{i valid} [ m_i + log s_i - sum_j t_ij z_ij ],      t_ij = (1 - e) [j = y_i] + e / C
     dL/dz_ij = (exp(z_ij - m_i) / s_i - t_ij) / V
 
-How ranks are combined is ours: one all-gather of five numbers a sample (largest logit, sum, target term, how many ranks
-hold the class, sum of logits), folded in rank order, so that every rank has the same bits. Probabilities are never
-clamped: a label that no rank holds is an error and not a constant loss.
+How ranks are combined is ours: one all-gather of six numbers a sample (largest logit, sum, target term, how many ranks
+hold the class, sum of logits, classes of the rank), folded in rank order, so that every rank has the same bits.
+Probabilities are never clamped: a label that no rank holds is an error and not a constant loss.
 """
 
 from __future__ import annotations

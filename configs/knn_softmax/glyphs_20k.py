@@ -74,6 +74,6 @@ test_cfg = dict(type=TestLoop)
 val_evaluator = [dict(type=TopKAccuracy, topk=(1, 5))]
 test_evaluator = val_evaluator
 default_hooks.checkpoint.type = ShardedCheckpointHook
-custom_hooks = [dict(type=KNNGraphHook, start=200, check_interval=100, recall_min=0.7)]
-# The accuracy that a run reaches on the unseen side; to be set from a measured run.
-expected = {"accuracy/top1": 0.0}
+custom_hooks = [dict(type=KNNGraphHook, start=100, check_interval=50, recall_min=0.9)]
+# The least of three seeds was 93.9; one seed of the full softmax had 92.9.
+expected = {"accuracy/top1": 92.5}

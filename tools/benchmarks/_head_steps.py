@@ -39,6 +39,13 @@ def keep_memory() -> None:
         ctypes.CDLL(None).mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def give_back() -> None:
+    """Give free memory back to the system, which `keep_memory` has kept."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def made_graph(classes: int, k: int) -> torch.Tensor:
     """Lists of k neighbours, int32 (classes, k): the others of a group of 8 k classes that are spread over all rows."""
     groups = max(1, classes // (8 * k))
