@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alimm.apis.config import load_config
-from alimm.apis.test import test as test_model
+from alimm.apis.test import test as judge
 from alimm.apis.train import train
 
 SMALL = {
@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_two_ranks_is_tested_by_one(gloo: Any, tmp_path: Path) -> None:
     trained = gloo.run(2, run, str(tmp_path), 8, {}, timeout=100.0)
-    metrics = test_model(config_of(16), tmp_path / "epoch_2.pth", work_dir=tmp_path / "test", device="cpu")
+    metrics = judge(config_of(16), tmp_path / "epoch_2.pth", work_dir=tmp_path / "test", device="cpu")
     assert metrics["accuracy/top1"] == pytest.approx(trained[0]["top1"])
 
 
