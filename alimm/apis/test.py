@@ -26,6 +26,7 @@ from alimm.apis.train import (
     check_parts,
     check_work_dir,
     keep_shards,
+    leave_group,
     name_experiment,
     set_work_dir,
 )
@@ -203,6 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(metrics, indent=2, default=float))
+    leave_group(arguments.launcher)
     return 0
 
 

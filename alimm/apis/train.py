@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
@@ -355,7 +356,14 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         device=arguments.device,
     )
+    leave_group(arguments.launcher)
     return 0
+
+
+def leave_group(launcher: str) -> None:
+    """End the process group that a launcher made: its threads must not outlive the interpreter, which aborts then."""
+    if launcher != "none" and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
