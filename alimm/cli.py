@@ -1,11 +1,13 @@
 """The command ``alimm``: one table of sub-commands, each imported when it is called.
 
-``alimm --help`` and ``alimm list`` import neither torch nor mmengine.
+Installed plugins bring further ones: entry points of the group ``alimm.commands``, each ``name = "module:function"``.
+``alimm --help`` and ``alimm list`` import neither torch nor mmengine, nor a plugin.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
 import textwrap
@@ -32,10 +34,43 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 """Sub-command -> module, function ``(argv) -> exit code``, help."""
 
+COMMAND_GROUP = "alimm.commands"
 
-def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
-    table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
+
+def plugin_commands() -> dict[str, tuple[str, str, str]]:
+    """The sub-commands of installed plugins, as in ``COMMANDS``; nothing of a plugin is imported.
+
+    The help of one is the first line of its module's docstring. A command of alimm itself is never replaced.
+    """
+    from importlib.metadata import entry_points
+
+    points = sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name)
+    return {
+        point.name: (point.module, point.attr, _summary(point.module)) for point in points if point.name not in COMMANDS
+    }
+
+
+def _summary(module: str) -> str:
+    """First line of the docstring of a module that is found, but not imported."""
+    locations: Sequence[str] | None = None
+    parts = module.split(".")
+    try:
+        for count in range(1, len(parts) + 1):
+            # Not importlib.util.find_spec: that imports the packages around the module.
+            name = ".".join(parts[:count])
+            specs = (finder.find_spec(name, locations) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            spec = next(filter(None, specs))
+            locations = spec.submodule_search_locations
+        doc = ast.get_docstring(ast.parse(Path(str(spec.origin)).read_bytes())) or ""
+    except (StopIteration, KeyError, ImportError, OSError, ValueError, SyntaxError):
+        return f"(of {module}, which is not found)"
+    line = doc.partition("\n")[0].rstrip(".")
+    return line[:1].lower() + line[1:]
+
+
+def _parser(commands: dict[str, tuple[str, str, str]]) -> argparse.ArgumentParser:
+    width = max(map(len, commands))
+    table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in commands.items())
     parser = argparse.ArgumentParser(
         prog="alimm",
         description="Large-scale visual recognition and search as plugins for MMEngine.",
@@ -44,15 +79,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"alimm {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", choices=list(commands), metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its options")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; return its exit code, 2 for a mistake of the user."""
-    parsed = _parser().parse_args(argv)
-    module, function, _ = COMMANDS[parsed.command]
+    words = sys.argv[1:] if argv is None else list(argv)
+    # Looking for plugins takes a while: not where the command is one of ours.
+    commands = COMMANDS if words and words[0] in COMMANDS else {**COMMANDS, **plugin_commands()}
+    parsed = _parser(commands).parse_args(words)
+    module, function, _ = commands[parsed.command]
     return run_guarded(module, function, parsed.arguments)
 
 

@@ -11,10 +11,12 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("mmcv", "mmaction", "decord", "av", "einops"),
     "cuda": ("numba_cuda",),
     "cluster": ("ray",),
+    "parquet": ("pyarrow",),
     "text": ("ftfy", "regex"),
     "focus": ("sklearn",),
     "batching": ("networkx",),
     "export": ("onnx", "onnxruntime"),
+    "rivals": ("hnswlib", "usearch"),
     "dev": ("pytest", "hypothesis", "sklearn", "skimage", "tensorboard", "resvg_py", "fontTools"),
 }
 """Extra -> the modules it brings. A module in two extras is named with the first."""

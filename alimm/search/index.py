@@ -36,7 +36,7 @@ class Index(Protocol):
         """Number of vectors."""
 
     def save(self, path: str | Path) -> None:
-        """Write the index to one file, whole or not at all."""
+        """Write the index to a file or a folder of its own, whole or not at all."""
 
     @classmethod
     def open(cls: type[T], path: str | Path) -> T:

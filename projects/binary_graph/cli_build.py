@@ -156,7 +156,8 @@ def _summary(index: BinaryGraph) -> Iterator[tuple[str, Any]]:
         yield "mean degree", f"{stats['edges'] / stats['nodes']:.1f}"
     infos = segment_infos(index)
     if len(infos) == 1:
-        yield from ((name, value) for name, value in flat(infos[0]) if "recall" in name and value is not None)
+        built = {name: value for name, value in infos[0].items() if name != "config"}
+        yield from ((name, value) for name, value in flat(built) if "recall" in name)
     yield "size", f"{shown_size(stats['bytes'])}, {stats['bytes'] / rows if rows else 0:.1f} bytes a row"
 
 

@@ -41,7 +41,7 @@ def binary_kmeans(
         raise ValueError(f"expected 1 to {len(sample_SW)} centres for so many codes, got {num_centres}")
     centres = sample_SW[:num_centres].copy()
     for _ in range(iterations):
-        labels, distances = nearest_centres(sample_SW, centres, 1)
+        labels, distances = nearest_centres(sample_SW, centres, 1, group_centres(centres))
         if history is not None:
             history.append(int(distances.astype(np.int64).sum()))
         centres, counts = majority(sample_SW, labels[:, 0].copy(), centres)

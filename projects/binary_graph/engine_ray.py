@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
@@ -30,6 +31,9 @@ IN_FLIGHT = 2
 
 PATIENCE_SECONDS = 60.0
 """After so long without a receipt the log tells if no node can run a task."""
+
+CANCEL_SECONDS = 30.0
+"""How long the tasks of a failed stage are waited for."""
 
 
 def _execute(folder: dict[str, Any], fields: list[Any]) -> dict[str, Any]:
@@ -137,12 +141,15 @@ class RayEngine(BaseEngine):
             return {"failure": Failure("other", f"Ray could not run it: {error}", None, "")}
 
     def _cancel(self, references: list[Any]) -> None:
-        for reference in references:
+        end = time.monotonic() + CANCEL_SECONDS
+        while references and time.monotonic() < end:
             with suppress(Exception):  # what failed before must be told, not this
-                self._ray.cancel(reference, force=True)
+                for reference in references:
+                    self._ray.cancel(reference, force=True)
+                # Ray may lose the request for a task that is just on its way to a worker: ask until it is heard.
+                _, references = self._ray.wait(references, num_returns=len(references), timeout=1.0)
         if references:
-            with suppress(Exception):
-                self._ray.wait(references, num_returns=len(references), timeout=10.0)
+            log.warning("Ray has not ended %d tasks in %.0f s; they may run on", len(references), CANCEL_SECONDS)
 
     def close(self) -> None:
         """Leave the cluster if this engine has joined it, and end it if this engine has started it."""

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alimm.projects.binary_graph.delta import Delta
-from alimm.projects.binary_graph.parts import Part, RowIndex, gather
+from alimm.projects.binary_graph.parts import Part, RowIndex, gather, live_rows
 from alimm.projects.binary_graph.segment import Segment
 
 SCAN_NS = 0.5
@@ -137,8 +138,15 @@ class Filter:
 
 
 def all_live(part: Part) -> Allowed:
-    """All live rows of a part."""
-    return Allowed(part.segment, part.num_live, part.live_rows, part.live)
+    """All live rows of a part; remembered as long as the part lives."""
+    found = _all_live.get(part)
+    if found is None:
+        found = Allowed(part.segment, part.num_live, partial(live_rows, part.index, part.live), part.live)
+        _all_live[part] = found
+    return found
+
+
+_all_live: weakref.WeakKeyDictionary[Part, Allowed] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

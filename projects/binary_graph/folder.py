@@ -143,11 +143,13 @@ class IndexFolder:
 
     def log_add(self, ids: NDArray[np.int64], codes: NDArray[np.uint64]) -> int:
         """Put added rows on the disk; the number of the record."""
-        return self._writable_log().append_add(ids, codes)
+        with self._appending() as log:
+            return log.append_add(ids, codes)
 
     def log_delete(self, ids: NDArray[np.int64]) -> int:
         """Put a deletion on the disk; the number of the record."""
-        return self._writable_log().append_delete(ids)
+        with self._appending() as log:
+            return log.append_delete(ids)
 
     def publish(self, view: View, settings: Settings, grace_seconds: float | None = None) -> View:
         """Write a view as the next generation, and return it as it lies there: mapped.
@@ -269,14 +271,20 @@ class IndexFolder:
         self._manifest, self._log = manifest, log
         return view, settings
 
-    def _writable_log(self) -> WriteAheadLog:
+    @contextmanager
+    def _appending(self) -> Iterator[WriteAheadLog]:
         assert self._manifest is not None
         assert self._lock is not None
         if self._wal is None:
             from alimm.projects.binary_graph.wal import WriteAheadLog
 
             self._wal = WriteAheadLog(self.path / self._manifest.wal, self._manifest.words)
-        return self._wal
+        try:
+            yield self._wal
+        except BaseException:
+            # What is in the file now is found out before the next change: it is opened and read again.
+            self._close_log()
+            raise
 
     def _close_log(self) -> None:
         if self._wal is not None:

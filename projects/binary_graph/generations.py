@@ -77,26 +77,19 @@ def write_generation(root: Path, view: View, settings: Settings, generation: int
     """Write files and manifest of one generation; an error leaves the former one and nothing else."""
     from alimm.projects.binary_graph.wal import WriteAheadLog
 
-    made: list[Path] = []
     try:
         tables, deleted_in = [], {}
         for part in view.parts:
             table = part.table
             if table is None:
-                name = fresh_segment_name(root, generation)
-                made.append(root / FOLDER / name)
-                table = write_segment(root, name, part.segment)
+                table = write_segment(root, fresh_segment_name(root, generation), part.segment)
             tables.append(table)
         everywhere, elsewhere = updates.dead_tables(view.parts)
         deleted = write_deleted(root, generation, everywhere) if len(everywhere) else None
-        if deleted is not None:
-            made.append(root / deleted["name"])
         for table, ids in zip(tables, elsewhere, strict=True):
             if len(ids):
                 deleted_in[table["name"]] = write_deleted(root, generation, ids)
-                made.append(root / deleted_in[table["name"]]["name"])
         with WriteAheadLog.create(root, view.words, generation) as log:
-            made.append(log.path)
             rows = MOST_BYTES // (8 + 8 * view.words)
             for start in range(0, len(view.delta), rows):
                 log.append_add(view.delta.ids[start : start + rows], view.delta.codes[start : start + rows])
@@ -105,20 +98,26 @@ def write_generation(root: Path, view: View, settings: Settings, generation: int
         )
         publish(root, manifest)
     except BaseException:
-        _take_back(root, made)
+        _take_back(root, generation)
         raise
     return manifest
 
 
-def _take_back(root: Path, made: list[Path]) -> None:
+def _take_back(root: Path, generation: int) -> None:
+    """Remove what was written for a generation that does not come; the caller holds the lock."""
     try:
         named = load(root).names()
     except ValueError:
         named = set()
-    for path in made:
-        if path.relative_to(root).as_posix() in named:
-            continue  # published after all: only what came after that failed
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for pattern in (
+        f"{FOLDER}/seg-{generation:08d}-*",
+        f"deleted-{generation:08d}-*.npy",
+        f"wal-{generation:08d}-*.log",
+    ):
+        for path in root.glob(pattern):
+            if path.relative_to(root).as_posix() in named:
+                continue  # it came after all: what failed was to make sure of it
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -251,9 +251,9 @@ class BinaryGraph(IndexReader):
 
 
 def _build_segment(*arguments: Any, **options: Any) -> Segment:
-    from alimm.projects.binary_graph import pipeline  # who only searches needs no builder
+    from alimm.projects.binary_graph.pipeline import build_segment  # who only searches needs no builder
 
-    return pipeline.build_segment(*arguments, **options)
+    return build_segment(*arguments, **options)
 
 
 @contextmanager

@@ -208,7 +208,7 @@ class BinaryGraphIndex:
     def _ranked(
         self, queries: NDArray[np.float32], features: NDArray[Any], rows: NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        from alimm_ops.graph.beam_cpu import rerank
+        from alimm_ops.graph.rerank_cpu import rerank
 
         # In float32 the features have length one already, as those of ExactIndex; rounded to float16 no longer.
         metric = "ip" if self.metric == "cosine" and self.feature_dtype == "float32" else self.metric

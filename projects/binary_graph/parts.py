@@ -115,8 +115,7 @@ class Part:
 
     def live_rows(self) -> NDArray[np.int64]:
         """The live rows, ascending by id."""
-        rows = self.index.sorted()[1]
-        return (rows if self.live is None else rows[self.live[rows]]).astype(np.int64, copy=False)
+        return live_rows(self.index, self.live)
 
 
 def gather(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
@@ -125,3 +124,9 @@ def gather(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[
         block = rows[start : start + BLOCK]
         nodes = np.searchsorted(segment.row_indptr, block, side="right") - 1
         yield segment.codes[nodes], segment.ids[block]
+
+
+def live_rows(index: RowIndex, live: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """The live rows of a segment, ascending by id; ``live`` as of `Part`."""
+    rows = index.sorted()[1]
+    return (rows if live is None else rows[live[rows]]).astype(np.int64, copy=False)

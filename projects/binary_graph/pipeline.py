@@ -165,7 +165,7 @@ class _Build:
         for attempt in range(SPLITS + 1):
             payload = {"centre_stage": stage, "overlap": config.overlap}
             self.stage(assigned, parts, "stage_division:assign", payload)
-            counts = sum(run.read(assigned, part, ["counts"])["counts"] for part in range(parts))
+            counts = np.sum([run.read(assigned, part, ["counts"])["counts"] for part in range(parts)], axis=0)
             large = np.flatnonzero(counts > config.max_cluster)
             if not len(large) or attempt == SPLITS:
                 break

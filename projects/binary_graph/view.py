@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alimm.projects.binary_graph import walk
 from alimm.projects.binary_graph.delta import Delta, Result, merge, nothing, scan
 from alimm.projects.binary_graph.filters import Allowed, Filter, all_live, choose
 from alimm.projects.binary_graph.parts import Part
+from alimm.projects.binary_graph.walk import search_segment
 
 MIN_QUERIES = 8
 """A thread is not worth less."""
@@ -124,7 +124,7 @@ class _Plan:
             if choice.path == "exact":
                 results.append(_scan(rows, queries, wanted))
                 continue
-            distances, ids = walk.search_segment(part.segment, queries, wanted, choice.ef, rows.mask())
+            distances, ids = search_segment(part.segment, queries, wanted, choice.ef, rows.mask())
             short = np.flatnonzero(ids[:, wanted - 1] < 0)
             if len(short):
                 rescanned += len(short)

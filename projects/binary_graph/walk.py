@@ -19,6 +19,8 @@ PROBES = 8
 """Centres whose entries are looked at."""
 STARTS = 8
 """Entries that a walk begins with."""
+SPARE = 16
+"""Places for codes that are as near as the k-th, at first."""
 EXACT_BLOCK = 1 << 16
 """Codes of an exact segment that are turned word-major at a time."""
 
@@ -84,20 +86,35 @@ def search_segment(
 def _exact(
     segment: Segment, queries: NDArray[np.uint64], k: int, live_nodes: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """The k nearest nodes, all compared."""
+    """The k nearest nodes, all compared, and those that are as near as the k-th: the smaller id decides among them."""
     nodes = np.arange(segment.num_nodes) if live_nodes is None else np.flatnonzero(live_nodes)
-    width = max(1, min(k, len(nodes)))
+    width = min(k + SPARE, len(nodes))
+    ids = np.full((len(queries), max(width, 1)), NO_ID, np.int32)
+    dists = np.full(ids.shape, NO_DISTANCE, np.uint16)
+    rows = np.arange(len(queries))
+    while width and len(rows):
+        found, far = _scan(segment.codes, nodes, queries[rows], width)
+        if width > ids.shape[1]:
+            ids = np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=NO_ID)
+            dists = np.pad(dists, ((0, 0), (0, width - dists.shape[1])), constant_values=NO_DISTANCE)
+        ids[rows, :width], dists[rows, :width] = found, far
+        if width == len(nodes):
+            break
+        rows = rows[far[:, -1] == far[:, k - 1]]  # the ties may go on
+        width = min(4 * width, len(nodes))
+    return np.where(ids >= 0, nodes[ids] if len(nodes) else ids, NO_ID).astype(np.int32), dists
+
+
+def _scan(
+    codes: NDArray[np.uint64], nodes: NDArray[np.int64], queries: NDArray[np.uint64], width: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """The nearest of some nodes, as places in ``nodes``."""
     ids = np.full((len(queries), width), NO_ID, np.int32)
     dists = np.full((len(queries), width), NO_DISTANCE, np.uint16)
     bounds = np.full(len(queries), NO_DISTANCE - 1, np.uint16)
-    if len(nodes) <= EXACT_BLOCK:
-        if len(nodes) and len(queries):
-            nearest_into(queries, word_major(segment.codes[nodes]), 0, -1, bounds, ids, dists)
-    else:
-        for start in range(0, len(nodes), EXACT_BLOCK):
-            block = nodes[start : start + EXACT_BLOCK]
-            found = np.full_like(ids, NO_ID)
-            far = np.full_like(dists, NO_DISTANCE)
-            nearest_into(queries, word_major(segment.codes[block]), start, -1, bounds, found, far)
-            ids, dists = merge_lists(np.concatenate([ids, found], 1), np.concatenate([dists, far], 1), width)
-    return np.where(ids >= 0, nodes[ids] if len(nodes) else ids, NO_ID).astype(np.int32), dists
+    for start in range(0, len(nodes), EXACT_BLOCK):
+        found, far = np.full_like(ids, NO_ID), np.full_like(dists, NO_DISTANCE)
+        block = word_major(codes[nodes[start : start + EXACT_BLOCK]])
+        nearest_into(queries, block, start, -1, bounds, found, far)
+        ids, dists = merge_lists(np.concatenate([ids, found], 1), np.concatenate([dists, far], 1), width)
+    return ids, dists

@@ -26,22 +26,24 @@ _ALL = np.empty(0, np.uint8)
 
 
 @intrinsic
-def prefetch(_context, matrix, row):
-    """Ask for the first bytes of a row of a C-contiguous matrix; the row must be there."""
-    if not (isinstance(matrix, types.Array) and matrix.ndim == 2 and matrix.layout == "C"):
+def prefetch(_context, array, index):
+    """Ask for the first bytes of ``array[index]``, of a C-contiguous array; the index must be there."""
+    if not (isinstance(array, types.Array) and array.ndim in (1, 2) and array.layout == "C"):
         return None
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        width = builder.extract_value(array.shape, 1)
-        place = builder.gep(array.data, [builder.mul(arguments[1], width)])
+        offset = arguments[1]
+        if signature.args[0].ndim == 2:
+            offset = builder.mul(offset, builder.extract_value(array.shape, 1))
+        place = builder.gep(array.data, [offset])
         byte = builder.bitcast(place, ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [byte.type, *[ir.IntType(32)] * 3])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [byte, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(matrix, types.int64), generate
+    return types.void(array, types.int64), generate
 
 
 def check_graph(codes_NW: NDArray[np.uint64], indptr: NDArray[np.int64], edges: NDArray[np.int32]) -> None:
@@ -77,8 +79,10 @@ def beam_search(
         raise ValueError(f"ef must be at least 1, got {ef}")
     if len(starts_QE) != len(queries_QW):
         raise ValueError(f"expected starts of {len(queries_QW)} queries, got {starts_QE.shape}")
-    if allowed_N is not None and allowed_N.shape != (len(codes_NW),):
-        raise ValueError(f"allowed must have the shape ({len(codes_NW)},), got {allowed_N.shape}")
+    if allowed_N is not None and (allowed_N.shape != (len(codes_NW),) or allowed_N.dtype not in (np.bool_, np.uint8)):
+        raise ValueError(
+            f"allowed must be bool or uint8 of shape ({len(codes_NW)},), got {allowed_N.dtype} of {allowed_N.shape}"
+        )
     ids = np.full((len(queries_QW), ef), NO_ID, np.int32)
     dists = np.full((len(queries_QW), ef), NO_DISTANCE, np.uint16)
     counts = np.zeros(len(queries_QW), np.int64)
@@ -140,7 +144,8 @@ def _beam(queries, codes, indptr, edges, starts, ef, allowed, ids, dists, counts
                 bits = seen[word]
                 seen[word] = bits | (uint64(1) << shift)
                 touched[uint64(num_seen)] = target
-                num_seen += np.int64(~(bits >> shift) & uint64(1))  # no branch: the processor could not foresee it
+                # No branch: the processor could not foresee it.
+                num_seen += int(~(bits >> shift) & uint64(1))
                 prefetch(codes, np.int64(node))
             for start in range(first, num_seen, LANES):
                 size = min(num_seen - start, LANES)
@@ -170,6 +175,10 @@ def _beam(queries, codes, indptr, edges, starts, ef, allowed, ids, dists, counts
             source = np.int64((beam[following] & uint64(_LOW)) >> uint64(1))
             beam[following] |= uint64(1)
             offset, stop = indptr[source], indptr[source + 1]
+            if following + 1 < count:
+                # Likely the next one: its edges are on the way while these are looked at.
+                ahead = np.int64((beam[following + 1] & uint64(_LOW)) >> uint64(1))
+                prefetch(edges, indptr[ahead])
         counts[row] = num_seen
         for index in range(num_seen):
             seen[touched[index] >> 6] = 0

@@ -232,8 +232,7 @@ def _goes_before(score, row, index, other_score, other_row, other_index):
 def rerank_kernel(queries, features, num_features, rows, num_rows, metric, scores, chosen):
     """Score the candidates of each query, a block a query and a thread a candidate, and order them by counting ranks.
 
-    Dynamic shared memory: a float32 a candidate. A tile of features is loaded side by side, then each thread adds up
-    its own in the order of its coordinates.
+    Dynamic shared memory: a float32 a candidate. Threads load a tile of features together, then each adds up its own.
     """
     found = cuda.shared.array(0, float32)
     tile = cuda.shared.array((THREADS, PITCH), float32)
@@ -247,9 +246,7 @@ def rerank_kernel(queries, features, num_features, rows, num_rows, metric, score
             if index < num_rows:
                 row = rows[query, index]
             is_row = row >= 0 and row < num_features
-            value = float64(0)
-            length = float64(0)
-            query_length = float64(0)
+            value = length = query_length = float64(0)
             for first in range(0, dim, TILE):
                 for element in range(lane, THREADS * TILE, THREADS):
                     candidate = element // TILE

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, uint16
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import LANES, TILE, _distances, _select
+from alimm_ops.graph.hamming_cpu import LANES, TILE, _select, _tile_distances
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
@@ -54,27 +54,26 @@ def entry_points(
 def _entries(queries, centres, entry_indptr, entry_nodes, entry_codes, probes, widest, out):
     num_centres, starts = centres.shape[1], out.shape[1]
     limit = 64 * centres.shape[0]
-    far = np.full((num_centres + LANES - 1) // LANES * LANES, np.uint16(NO_DISTANCE), np.uint16)
-    near = np.full((widest + 2 * LANES) // LANES * LANES, np.uint16(NO_DISTANCE), np.uint16)
+    far = np.full((1, (num_centres + LANES - 1) // LANES * LANES), np.uint16(NO_DISTANCE), np.uint16)
+    near = np.full((1, (widest + 2 * LANES) // LANES * LANES), np.uint16(NO_DISTANCE), np.uint16)
     keys = np.empty(max(probes, starts) + 1, np.uint64)
     chosen, chosen_far = np.empty(probes, np.int32), np.empty(probes, np.uint16)
     found, found_far = np.empty(starts, np.int32), np.empty(starts, np.uint16)
     for row in range(queries.shape[0]):
-        query = queries[row]
         for start in range(0, num_centres, TILE):
             stop = min(start + TILE, num_centres)
-            _distances(query, centres, start, stop, far[start:stop])
-        count = _select(far, probes, limit, 0, keys, chosen, chosen_far)
+            _tile_distances(queries, row, row + 1, centres, start, stop, far, start)
+        count = _select(far[0], probes, limit, 0, keys, chosen, chosen_far)
         used = 0
         for place in range(count):
             first, last = entry_indptr[chosen[place]], entry_indptr[chosen[place] + 1]
             for start in range(first, last, TILE):
                 stop = min(start + TILE, last)
-                _distances(query, entry_codes, start, stop, near[used : used + stop - start])
+                _tile_distances(queries, row, row + 1, entry_codes, start, stop, near, used)
                 used += stop - start
         padded = (used + LANES - 1) // LANES * LANES
-        near[used:padded] = uint16(NO_DISTANCE)
-        count = _select(near[:padded], starts, limit, 0, keys, found, found_far)
+        near[0, used:padded] = uint16(NO_DISTANCE)
+        count = _select(near[0, :padded], starts, limit, 0, keys, found, found_far)
         for column in range(count):
             index = np.int64(found[column])
             for place in range(probes):

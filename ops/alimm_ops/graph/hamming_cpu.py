@@ -93,6 +93,8 @@ def nearest(
     check_pair(queries_QW, base_NW)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    if first_own < -1 or (first_own >= 0 and first_own + len(queries_QW) > len(base_NW)):
+        raise ValueError(f"queries {first_own} to {first_own + len(queries_QW)} are not among {len(base_NW)} codes")
     ids = np.full((len(queries_QW), k), NO_ID, np.int32)
     dists = np.full((len(queries_QW), k), NO_DISTANCE, np.uint16)
     if len(queries_QW) and len(base_NW):
@@ -102,45 +104,56 @@ def nearest(
 
 
 @njit(**_options)
-def _distances(query, tile, start, stop, out):
-    """Distances of one query to the columns ``start`` to ``stop`` of the word-major tile, from ``out[0]`` on."""
-    words = tile.shape[0]
-    count = stop - start
-    # The widths of every day are written out: a loop over words inside a loop over codes is not vectorised.
-    if words == 4:
-        a, b, c, d = tile[0, start:stop], tile[1, start:stop], tile[2, start:stop], tile[3, start:stop]
-        q0, q1, q2, q3 = query[0], query[1], query[2], query[3]
-        for j in range(count):
-            out[j] = uint16(popcount(a[j] ^ q0) + popcount(b[j] ^ q1) + popcount(c[j] ^ q2) + popcount(d[j] ^ q3))
-        return
-    first, q0 = tile[0, start:stop], query[0]
-    for j in range(count):
-        out[j] = uint16(popcount(first[j] ^ q0))
-    word = 1
-    while word + 1 < words:
-        a, b = tile[word, start:stop], tile[word + 1, start:stop]
-        q0, q1 = query[word], query[word + 1]
-        for j in range(count):
-            out[j] += uint16(popcount(a[j] ^ q0) + popcount(b[j] ^ q1))
-        word += 2
-    if word < words:
-        a, q0 = tile[word, start:stop], query[word]
-        for j in range(count):
-            out[j] += uint16(popcount(a[j] ^ q0))
+def _tile_distances(queries, first, last, base, start, stop, out, column):
+    """Distances of the queries ``first`` to ``last`` to the columns ``start`` to ``stop`` of the base.
+
+    They go to ``out[: last - first, column : column + stop - start]``, which lies row by row in memory. Four words are
+    taken at a time, and what they have in common is looked up once for all queries: the inner loop is nothing but
+    loads, popcounts and sums.
+    """
+    words, count = base.shape[0], stop - start
+    word = 0
+    while word + 4 <= words:
+        a, b = base[word, start:stop], base[word + 1, start:stop]
+        c, d = base[word + 2, start:stop], base[word + 3, start:stop]
+        for row in range(first, last):
+            q0, q1, q2, q3 = queries[row, word], queries[row, word + 1], queries[row, word + 2], queries[row, word + 3]
+            near = out[row - first, column : column + count]
+            if word == 0:
+                for j in range(count):
+                    near[j] = uint16(
+                        popcount(a[j] ^ q0) + popcount(b[j] ^ q1) + popcount(c[j] ^ q2) + popcount(d[j] ^ q3)
+                    )
+            else:
+                for j in range(count):
+                    near[j] += uint16(
+                        popcount(a[j] ^ q0) + popcount(b[j] ^ q1) + popcount(c[j] ^ q2) + popcount(d[j] ^ q3)
+                    )
+        word += 4
+    while word < words:
+        a = base[word, start:stop]
+        for row in range(first, last):
+            q0, near = queries[row, word], out[row - first, column : column + count]
+            if word == 0:
+                for j in range(count):
+                    near[j] = uint16(popcount(a[j] ^ q0))
+            else:
+                for j in range(count):
+                    near[j] += uint16(popcount(a[j] ^ q0))
+        word += 1
 
 
 @njit(**_options)
 def _matrix(queries, base, out):
     for start in range(0, base.shape[1], TILE):
         stop = min(start + TILE, base.shape[1])
-        for query in range(queries.shape[0]):
-            _distances(queries[query], base, start, stop, out[query, start:stop])
+        _tile_distances(queries, 0, queries.shape[0], base, start, stop, out, start)
 
 
 @njit(**_options)
 def _count_within(row, size, bound):
     """How many of the first ``size`` distances, a multiple of 32, are at most ``bound``."""
-    count = 0
+    count = np.int64(0)
     for start in range(0, size, LANES):
         count += np.int64(popcount(within(row, start, bound)))
     return count
@@ -182,8 +195,7 @@ def nearest_into(queries, base, first_id, first_own, bounds, ids, dists):
         last = min(first + block, queries.shape[0])
         for start in range(0, size, TILE):
             stop = min(start + TILE, size)
-            for query in range(first, last):
-                _distances(queries[query], base, start, stop, buffer[query - first, start:stop])
+            _tile_distances(queries, first, last, base, start, stop, buffer, start)
         for query in range(first, last):
             row = buffer[query - first]
             if first_own >= 0:

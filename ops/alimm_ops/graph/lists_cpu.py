@@ -20,8 +20,8 @@ _options = dict(nogil=True, cache=True, error_model="numpy")
 
 def merge_lists(ids_RA: NDArray[np.int32], dists_RA: NDArray[np.uint16], k: int) -> Lists:
     """The k best entries of each row; see the reference."""
-    if ids_RA.shape != dists_RA.shape:
-        raise ValueError(f"ids {ids_RA.shape} and distances {dists_RA.shape} differ in shape")
+    _check_same_shape(ids_RA, dists_RA, len(ids_RA))
+    _check_columns("k", k)
     ids, dists = _empty(len(ids_RA), k)
     _merge(ids_RA, dists_RA, ids, dists)
     return ids, dists
@@ -40,7 +40,7 @@ def propagate(
     """One breadth-first round; see the reference.
 
     A candidate that the triangle inequality rules out, |h(i, b) - h(b, j)| above the k-th distance of i, is never
-    compared; that changes no list.
+    compared; that changes no list, so long as the distances of the old ones are the true ones.
 
     Raises:
         ValueError: shapes that do not fit, or an id out of range.
@@ -50,6 +50,9 @@ def propagate(
     check_ids("hops", hops_RH, len(codes_LW))
     if not ids_LK.shape == dists_LK.shape == fresh_LK.shape or len(ids_LK) != len(codes_LW):
         raise ValueError(f"expected lists of {len(codes_LW)} nodes, got {ids_LK.shape}, {dists_LK.shape}")
+    _check_columns("the lists' length", ids_LK.shape[1])
+    if len(rows_R) and rows_R.min() < 0:
+        raise ValueError("rows must be nodes, got -1")
     if hops_RH.shape != hop_fresh_RH.shape or len(hops_RH) != len(rows_R):
         raise ValueError(f"expected hops of {len(rows_R)} rows, got {hops_RH.shape} and {hop_fresh_RH.shape}")
     ids, dists = _empty(len(rows_R), ids_LK.shape[1])
@@ -79,6 +82,8 @@ def reverse_lists(
         ValueError: an id out of range.
     """
     check_ids("ids", ids_LK, num_nodes)
+    _check_columns("keep", keep)
+    _check_same_shape(ids_LK, dists_LK, len(ids_LK))
     ids, dists = _empty(num_nodes, keep)
     _reverse(ids_LK, dists_LK, min(width, ids_LK.shape[1]), first_node, ids, dists)
     return ids, dists
@@ -101,6 +106,8 @@ def diversify(
     """
     check_ids("rows", rows_R, len(codes_LW))
     check_ids("ids", ids_RC, len(codes_LW))
+    _check_columns("max_degree", max_degree)
+    _check_same_shape(ids_RC, dists_RC, len(rows_R))
     ids, dists = _empty(len(rows_R), max_degree)
     _diversify(np.ascontiguousarray(codes_LW), ids_RC, dists_RC, alpha_num, alpha_den, min_near, ids, dists)
     return ids, dists
@@ -110,6 +117,16 @@ def check_ids(name: str, ids: NDArray[np.int32], stop: int) -> None:
     """Raise ValueError unless every id is -1 or in [0, stop): the kernels check no bounds."""
     if ids.size and not -1 <= ids.min() <= ids.max() < stop:
         raise ValueError(f"{name} must be from 0 to {stop - 1}, or -1; got {ids.min()} to {ids.max()}")
+
+
+def _check_columns(name: str, columns: int) -> None:
+    if columns < 1:
+        raise ValueError(f"{name} must be at least 1, got {columns}")
+
+
+def _check_same_shape(ids: NDArray[np.int32], dists: NDArray[np.uint16], rows: int) -> None:
+    if ids.shape != dists.shape or len(ids) != rows:
+        raise ValueError(f"expected ids and distances of {rows} rows, got {ids.shape} and {dists.shape}")
 
 
 def _empty(rows: int, columns: int) -> Lists:

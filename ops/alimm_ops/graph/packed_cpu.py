@@ -92,8 +92,10 @@ def packed_search(
         raise ValueError(f"ef must be at least 1, got {ef}")
     if len(starts_QE) != len(queries_QW):
         raise ValueError(f"expected starts of {len(queries_QW)} queries, got {starts_QE.shape}")
-    if allowed_N is not None and allowed_N.shape != (len(codes_NW),):
-        raise ValueError(f"allowed must have the shape ({len(codes_NW)},), got {allowed_N.shape}")
+    if allowed_N is not None and (allowed_N.shape != (len(codes_NW),) or allowed_N.dtype not in (np.bool_, np.uint8)):
+        raise ValueError(
+            f"allowed must be bool or uint8 of shape ({len(codes_NW)},), got {allowed_N.dtype} of {allowed_N.shape}"
+        )
     ids = np.full((len(queries_QW), ef), NO_ID, np.int32)
     dists = np.full((len(queries_QW), ef), NO_DISTANCE, np.uint16)
     allowed = _ALL if allowed_N is None else np.ascontiguousarray(allowed_N).view(np.uint8)
@@ -226,7 +228,7 @@ def _walk(queries, codes, places, packed, packed_ids, starts, ef, allowed, scrat
             size = places[source + 1] - start
         for index in range(num_seen):
             seen[touched[index] >> 6] = 0
-        results, size = (best, num_best) if allowed.size else (beam, count)
-        for column in range(size):
+        results, num_results = (best, num_best) if allowed.size else (beam, count)
+        for column in range(num_results):
             ids[row, column] = np.int32((results[column] & uint64(_LOW)) >> uint64(1))
             dists[row, column] = uint16(results[column] >> uint64(32))

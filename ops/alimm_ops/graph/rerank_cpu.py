@@ -41,6 +41,8 @@ def rerank(
         raise ValueError(f"rows must be from 0 to {len(features_ND) - 1}, or -1")
     if not 1 <= k <= rows_QR.shape[1]:
         raise ValueError(f"k must be from 1 to the {rows_QR.shape[1]} candidates, got {k}")
+    if queries_QD.shape[1] == 0:
+        raise ValueError("queries and features must have at least one dimension")
     scores = np.full((len(queries_QD), k), -np.inf, np.float32)
     rows = np.full((len(queries_QD), k), NO_ID, np.int64)
     # Numba knows no half precision: those rows are widened block by block.
@@ -90,6 +92,8 @@ def _rerank(queries, features, places, given, metric, scores, rows):
                 scale = length * np.sqrt(own)
                 total = total / scale if scale > 0 else 0.0
             score, row = np.float32(total + 0.0), given[query, candidate]
+            if np.isnan(score):
+                score = np.float32(-np.inf)  # of features that are no numbers: behind all that are
             if count == k:
                 last = scores[query, k - 1]
                 if score < last or (score == last and row > rows[query, k - 1]):
