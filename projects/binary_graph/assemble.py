@@ -27,7 +27,9 @@ def maker(folder: Path | None) -> Maker:
         if folder is None or 0 in shape:
             return np.zeros(shape, dtype)
         folder.mkdir(exist_ok=True)
-        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
+        path = folder / f"{name}.npy"
+        path.unlink(missing_ok=True)  # an index in use may still be mapped from the old file
+        return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
 
     return make
 
@@ -60,9 +62,12 @@ def assemble_graph(run: RunFolder, entry_share: int, info: dict[str, Any], make:
     entry = entry_mask(cluster_starts, entry_share)
     entry[extra["entries"]] = True
     entry_nodes = np.flatnonzero(entry).astype(np.int32)
-    centres = np.empty((len(cluster_starts) - 1, codes.shape[1]), np.uint64)
+    # A cluster without codes has no entries, so it does not matter where it lies.
+    centres = np.zeros((len(cluster_starts) - 1, codes.shape[1]), np.uint64)
     for cluster, (first, last) in enumerate(pairwise(cluster_starts.tolist())):
         own = np.asarray(codes[first:last])
+        if not len(own):
+            continue
         centres[cluster] = majority(own, np.zeros(len(own), np.int32), own[:1])[0]
     return Segment(
         codes=codes,

@@ -16,6 +16,8 @@ class BuildConfig:
         neighbours: k, length of the lists from which edges are chosen.
         cluster_size: codes in a cluster, on average. Larger: more comparisons, better lists, fewer tasks.
         overlap: t, a code is compared with the cores of its t nearest clusters.
+        waves: so many times t at most: before a second round of propagation, and each later one, the next t clusters
+            are compared too.
         max_cluster: clusters with more codes than this are split.
         rounds: most rounds of propagation.
         hops: how many entries of a list a round looks at.
@@ -23,24 +25,25 @@ class BuildConfig:
         probes: codes in that sample.
         degree: out-edges of a node before those are added that point back.
         max_degree: out-edges of a node after that; edges that hold the graph together come on top.
-        alpha_percent: 120 keeps an edge unless another is 1.2 times nearer to its end.
+        alpha_percent: 110 keeps an edge unless another is 1.1 times nearer to its end.
         entry_share: one in so many codes can be where a walk begins.
         exact_below: up to so many distinct codes there is no graph: all are compared.
         seed: of every random choice.
     """
 
-    neighbours: int = 20
+    neighbours: int = 22
     cluster_size: int = 2000
-    overlap: int = 6
+    overlap: int = 8
+    waves: int = 3
     max_cluster: int = 8000
     rounds: int = 4
-    hops: int = 20
+    hops: int = 22
     recall_target: float = 0.992
     probes: int = 500
     degree: int = 16
     max_degree: int = 32
-    alpha_percent: int = 120
-    entry_share: int = 4
+    alpha_percent: int = 110
+    entry_share: int = 8
     exact_below: int = 10_000
     seed: int = 0
 
@@ -55,6 +58,8 @@ class BuildConfig:
                 raise ValueError(
                     f"{field.name} must be a whole number of at least {least.get(field.name, 1)}, got {value!r}"
                 )
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.neighbours > 256 or self.max_degree > 512:
             raise ValueError("neighbours may be at most 256, max_degree at most 512")
         if self.max_degree < self.degree:
@@ -97,7 +102,7 @@ class Sizes:
 
 WORKER_MEMORY = 1 << 30
 """Bytes that a task may need where nobody says."""
-_TASKS = 128
+_TASKS = 80
 _SMALLEST = 8192
 
 

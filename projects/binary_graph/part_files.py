@@ -169,8 +169,9 @@ class PartReader:
         ValueError: there is no such file, or its header does not fit it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path
+        self._pages: mmap.mmap | None = None
         try:
             self._file = FileIO(path)
         except FileNotFoundError as error:
@@ -218,8 +219,9 @@ class PartReader:
             array.flags.writeable = False
             return array
         # Not numpy.memmap: that takes ten times as long, and a build maps thousands of small arrays.
-        pages = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
-        return np.frombuffer(pages, dtype, prod(shape), begin).reshape(shape)
+        if self._pages is None:
+            self._pages = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+        return np.frombuffer(self._pages, dtype, prod(shape), begin).reshape(shape)
 
     def _entry(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         if name not in self._table:

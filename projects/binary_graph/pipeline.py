@@ -137,7 +137,9 @@ class _Build:
             "seed": config.seed,
         }
         self.stage("ingest", chunks, "stage_ingest:ingest", payload)
-        receipts = self.stage("distinct", parts, "stage_ingest:distinct", {"chunks": chunks})
+        receipts = self.stage("distinct", parts, "stage_ingest:distinct", {"chunks": chunks, "seed": config.seed})
+        if self.source.has_ids:
+            _check_unique(np.concatenate([run.map("distinct", part, "ids") for part in range(parts)]))
         nodes = np.array([receipt["meta"]["nodes"] for receipt in receipts])
         info: dict[str, Any] = {
             "config": config.to_dict(),
@@ -154,7 +156,6 @@ class _Build:
             lists = self.lists(info)
             self.edges(lists, info)
             segment = assemble_graph(run, config.entry_share, info, self.make)
-        _check_unique(segment.ids)
         return segment
 
     def divide(self, parts: int, num_nodes: int, info: dict[str, Any]) -> None:
@@ -162,8 +163,9 @@ class _Build:
         num_centres = max(1, num_nodes // config.cluster_size)
         self.stage("centres", 1, "stage_division:centres", {"parts": parts, "num_centres": num_centres})
         stage, assigned = "centres", "assign"
+        overlap = config.overlap * config.waves
         for attempt in range(SPLITS + 1):
-            payload = {"centre_stage": stage, "overlap": config.overlap}
+            payload = {"centre_stage": stage, "overlap": overlap}
             self.stage(assigned, parts, "stage_division:assign", payload)
             counts = np.sum([run.read(assigned, part, ["counts"])["counts"] for part in range(parts)], axis=0)
             large = np.flatnonzero(counts > config.max_cluster)
@@ -200,7 +202,7 @@ class _Build:
         self.parts = len(part_clusters) - 1
         self.costs = np.add.reduceat(np.diff(cluster_starts).astype(float) ** 2, part_clusters[:-1])
         self.stage("gather", self.parts, "stage_division:gather", {"sources": parts})
-        self.sources = parts
+        self.sources, self.assigned = parts, assigned
         sizes = np.diff(cluster_starts)
         info["clusters"], info["largest_cluster"] = len(sizes), int(sizes.max())
 
@@ -214,21 +216,39 @@ class _Build:
         self.write("probes", {"nodes": nodes.astype(np.int32), "codes": codes})
         self.stage("truth", self.parts, "stage_lists:truth", {})
         self.stage("core", self.parts, "stage_lists:core", {"k": k}, self.costs)
-        self.stage("across", self.parts, "stage_lists:across", {"k": k, "sources": self.sources}, self.costs)
-        self.stage("merge", self.parts, "stage_lists:merge", {"k": k})
-        stage = "merge"
-        recalls = [sampled_recall(run, stage)]
+        stage = self.wave(0, "core")
+        waves, recalls = 1, [sampled_recall(run, stage)]
         for number in range(config.rounds):
             if recalls[-1] >= config.recall_target:
                 break
+            if number and waves < config.waves:
+                # Propagation from good lists is worth more than twice that from bad ones.
+                stage = self.wave(waves, stage)
+                waves += 1
             payload = {"stage": stage, "width": min(config.hops, k), "first_round": number == 0}
             stage = f"round-{number + 1}"
             self.stage(stage, self.parts, "stage_lists:propagation", payload)
             recalls.append(sampled_recall(run, stage))
             if not sum(receipt["meta"]["fresh"] for receipt in run.receipts(stage)):
                 break
-        info["recalls"], info["graph_recall"] = recalls, recalls[-1]
+        info["recalls"], info["graph_recall"], info["waves"] = recalls, recalls[-1], waves
         return stage
+
+    def wave(self, wave: int, stage: str) -> str:
+        """Compare every code with the cores of ``overlap`` more clusters; the stage of the lists after that."""
+        overlap = self.config.overlap
+        payload: dict[str, Any] = {
+            "assign_stage": self.assigned,
+            "seed": self.config.seed,
+            "first": max(1, wave * overlap),
+            "last": (wave + 1) * overlap,
+        }
+        self.stage(f"guests-{wave}", self.sources, "stage_division:guests", payload)
+        payload = {"k": self.config.neighbours, "sources": self.sources, "wave": wave, "stage": stage}
+        self.stage(f"across-{wave}", self.parts, "stage_lists:across", payload, self.costs)
+        merged = f"merge-{wave}"
+        self.stage(merged, self.parts, "stage_lists:merge", {"stage": stage, "wave": wave})
+        return merged
 
     def edges(self, lists: str, info: dict[str, Any]) -> None:
         config = self.config

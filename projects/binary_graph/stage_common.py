@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ Output = tuple[Arrays, dict[str, Any]]
 
 def open_part(run: RunFolder, stage: str, part: int) -> PartReader:
     """The file of a finished part."""
-    return PartReader(Path(f"{run.path}/{stage}/part-{part:05d}.safetensors"))
+    return PartReader(f"{run.path}/{stage}/part-{part:05d}.safetensors")
 
 
 def slices_for(
@@ -62,16 +61,20 @@ def fetch_rows(run: RunFolder, stages: dict[str, str], bounds: NDArray[np.int64]
     parts = np.searchsorted(bounds, nodes, side="right") - 1
     cuts = np.searchsorted(parts, np.arange(len(bounds)))
     pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in stages}
+    by_stage: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        by_stage.setdefault(stage, []).append(name)
     for part in range(len(bounds) - 1):
         if cuts[part] == cuts[part + 1] and not (part == 0 and len(nodes) == 0):
             continue
         rows = nodes[cuts[part] : cuts[part + 1]] - bounds[part]
-        for name, stage in stages.items():
+        for stage, names in by_stage.items():
             with open_part(run, stage, part) as reader:
-                if len(rows) and len(rows) == rows[-1] + 1 - rows[0]:
-                    pieces[name].append(reader.read(name, int(rows[0]), int(rows[-1]) + 1))
-                else:
-                    pieces[name].append(np.take(reader.map(name), rows, axis=0))
+                for name in names:
+                    if len(rows) and len(rows) == rows[-1] + 1 - rows[0]:
+                        pieces[name].append(reader.read(name, int(rows[0]), int(rows[-1]) + 1))
+                    else:
+                        pieces[name].append(np.take(reader.map(name), rows, axis=0))
     return {name: np.concatenate(found) for name, found in pieces.items()}
 
 

@@ -82,13 +82,12 @@ def count_clusters(run: RunFolder, part: int, assign_stage: str, seed: int) -> O
 
 
 def number(run: RunFolder, part: int, assign_stage: str, seed: int) -> Output:
-    """Node numbers of the part's codes; core members and guests sorted by the part that they go to."""
+    """Node numbers of the part's codes; the codes sorted by the part that they go to."""
     plan = run.read("plan", 0, ["cluster_starts", "part_clusters", "first_piece"])
     before = run.rows("plan", 0, "before", part, part + 1)[0]
     content = run.read("distinct", part)
-    labels = run.read(assign_stage, part, ["labels"])["labels"]
-    clusters = clusters_of(labels, content["codes"], plan["first_piece"], seed)
-    core = clusters[:, 0]
+    labels = run.read(assign_stage, part, ["labels"])["labels"][:, :1]
+    core = clusters_of(labels, content["codes"], plan["first_piece"], seed)[:, 0]
     order = np.argsort(core, kind="stable")
     own_starts = group_starts(core[order], len(before))
     nodes = np.empty(len(core), np.int32)
@@ -101,21 +100,34 @@ def number(run: RunFolder, part: int, assign_stage: str, seed: int) -> Output:
     result = {
         "codes": content["codes"][order],
         "nodes": nodes[order],
+        "node_of": nodes,
         "row_counts": rows[order],
         "ids": content["ids"][row_order],
         "starts": group_starts(target, len(plan["part_clusters"]) - 1),
     }
     result["row_starts"] = np.append(0, np.cumsum(rows[order]))[result["starts"]].astype(np.int64)
-    owner = np.repeat(np.arange(len(core)), clusters.shape[1] - 1)
-    guest = clusters[:, 1:].ravel()
-    owner, guest = owner[guest >= 0], guest[guest >= 0]
-    guest_order = np.argsort(guest, kind="stable")
-    owner, guest = owner[guest_order], guest[guest_order]
-    guest_target = np.searchsorted(plan["part_clusters"], guest, side="right") - 1
-    result["guest_clusters"], result["guest_nodes"] = guest, nodes[owner]
-    result["guest_codes"] = content["codes"][owner]
-    result["guest_starts"] = group_starts(guest_target, len(plan["part_clusters"]) - 1)
     return result, {}
+
+
+def guests(run: RunFolder, part: int, assign_stage: str, seed: int, first: int, last: int) -> Output:
+    """The part's codes as guests of their nearest clusters, from the ``first``-th to the ``last``-th, from 0 on."""
+    plan = run.read("plan", 0, ["part_clusters", "first_piece"])
+    codes = run.read("distinct", part, ["codes"])["codes"]
+    nodes = run.read("number", part, ["node_of"])["node_of"]
+    labels = run.read(assign_stage, part, ["labels"])["labels"][:, first:last]
+    clusters = clusters_of(labels, codes, plan["first_piece"], seed)
+    owner = np.repeat(np.arange(len(codes)), clusters.shape[1])
+    cluster = clusters.ravel()
+    owner, cluster = owner[cluster >= 0], cluster[cluster >= 0]
+    order = np.argsort(cluster, kind="stable")
+    owner, cluster = owner[order], cluster[order]
+    target = np.searchsorted(plan["part_clusters"], cluster, side="right") - 1
+    return {
+        "guest_clusters": cluster,
+        "guest_nodes": nodes[owner],
+        "guest_codes": codes[owner],
+        "starts": group_starts(target, len(plan["part_clusters"]) - 1),
+    }, {}
 
 
 def gather(run: RunFolder, part: int, sources: int) -> Output:

@@ -19,6 +19,7 @@ from alimm.projects.binary_graph.stage_common import (
     fetch_rows,
     group_starts,
     joined,
+    open_part,
     slices_for,
 )
 from alimm.projects.binary_graph.store import RunFolder
@@ -51,7 +52,8 @@ def core(run: RunFolder, part: int, k: int) -> Output:
         own = codes[first:last]
         bounds = np.full(len(own), NO_DISTANCE - 1, np.uint16)
         nearest_into(own, word_major(own), first_node + first, 0, bounds, ids[first:last], dists[first:last])
-    return {"ids": ids, "dists": dists, "farthest": dists[:, -1].copy()}, {}
+    fresh = np.ones(ids.shape, np.uint8)
+    return {"ids": ids, "dists": dists, "fresh": fresh, "farthest": dists[:, -1].copy()}, {}
 
 
 def _clusters(plan: Arrays, part: int) -> list[tuple[int, int]]:
@@ -61,18 +63,21 @@ def _clusters(plan: Arrays, part: int) -> list[tuple[int, int]]:
     return list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
 
 
-def across(run: RunFolder, part: int, k: int, sources: int) -> Output:
-    """What the guests of the part's clusters find in their cores, sorted by the part of the guest."""
+def across(run: RunFolder, part: int, k: int, sources: int, wave: int, stage: str) -> Output:
+    """What a wave's guests of the part's clusters find in their cores, sorted by the part of the guest.
+
+    A guest knows from the lists of ``stage`` how far its farthest neighbour is.
+    """
     plan = run.read("plan", 0, ["bounds", "cluster_starts", "part_clusters"])
     bounds, first_node = plan["bounds"], int(plan["bounds"][part])
     codes = run.read("gather", part, ["codes"])["codes"]
     names = ("guest_clusters", "guest_nodes", "guest_codes")
-    pieces = slices_for(run, "number", range(sources), part, names, starts="guest_starts")
+    pieces = slices_for(run, f"guests-{wave}", range(sources), part, names)
     clusters, nodes, guests = (joined(pieces, name) for name in names)
     by_node = np.argsort(nodes, kind="stable")
     distinct, first = np.unique(nodes[by_node], return_index=True)
     farthest = np.empty(len(nodes), np.uint16)
-    known = fetch_rows(run, {"farthest": "core"}, bounds, distinct)["farthest"]
+    known = fetch_rows(run, {"farthest": stage}, bounds, distinct)["farthest"]
     farthest[by_node] = np.repeat(known, np.diff(np.append(first, len(nodes))))
 
     order = np.argsort(clusters, kind="stable")
@@ -105,18 +110,21 @@ def across(run: RunFolder, part: int, k: int, sources: int) -> Output:
     }, {}
 
 
-def merge(run: RunFolder, part: int, k: int) -> Output:
-    """The lists after stage 1."""
+def merge(run: RunFolder, part: int, stage: str, wave: int) -> Output:
+    """The lists of ``stage`` with what a wave found."""
     bounds = read_bounds(run)
-    own = run.read("core", part, ["ids", "dists"])
+    own = run.read(stage, part, ["ids", "dists", "fresh"])
     for source in range(len(bounds) - 1):
-        blocks = slices_for(run, "across", [source], part, ("owners", "counts"))[0]
-        entries = slices_for(run, "across", [source], part, ("ids", "dists"), starts="entry_starts")[0]
-        starts = np.append(0, np.cumsum(blocks["counts"])).astype(np.int64)
-        owners = (blocks["owners"] - bounds[part]).astype(np.int32)
-        insert_blocks(owners, starts, entries["ids"], entries["dists"], own["ids"], own["dists"])
-    fresh = np.ones(own["ids"].shape, np.uint8)
-    return with_crossing(bounds, part, own["ids"], own["dists"], fresh), {}
+        with open_part(run, f"across-{wave}", source) as reader:
+            blocks, entries = (reader.read(name, part, part + 2).tolist() for name in ("starts", "entry_starts"))
+            if blocks[0] == blocks[1]:
+                continue
+            counts = reader.read("counts", *blocks)
+            owners = (reader.read("owners", *blocks) - bounds[part]).astype(np.int32)
+            ids, dists = reader.read("ids", *entries), reader.read("dists", *entries)
+        starts = np.append(0, np.cumsum(counts)).astype(np.int64)
+        insert_blocks(owners, starts, ids, dists, own["ids"], own["dists"], own["fresh"])
+    return with_crossing(bounds, part, own["ids"], own["dists"], own["fresh"]), {}
 
 
 def with_crossing(
@@ -135,6 +143,7 @@ def with_crossing(
     result = {
         "ids": ids,
         "dists": dists,
+        "farthest": dists[:, -1].copy(),
         "edge_targets": targets,
         "edge_sources": (rows + first).astype(np.int32),
         "edge_dists": dists[rows, columns],

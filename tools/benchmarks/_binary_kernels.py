@@ -19,7 +19,7 @@ from numba import njit, uint64
 from alimm.report.benchmark import Claim, print_table
 from alimm.report.statistics import interleave
 from alimm_ops.graph import hamming_cpu
-from alimm_ops.graph.hamming_cpu import popcount
+from alimm_ops.graph.intrinsics import popcount
 
 LIMIT_BOUND = 1.2
 PUBLISHED_NS = {128: 0.94, 256: 1.45, 512: 2.74}

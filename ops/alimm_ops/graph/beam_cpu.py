@@ -9,41 +9,17 @@ them is compared.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types, uint16, uint64
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit, uint16, uint64
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import LANES, lowest_bit, popcount, within
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID, check_pair
+from alimm_ops.graph.intrinsics import LANES, lowest_bit, popcount, prefetch, within
 from alimm_ops.graph.lists_cpu import check_ids
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
 _LOW = 0xFFFFFFFF
 _LARGEST = NO_DISTANCE << 32
 _ALL = np.empty(0, np.uint8)
-
-
-@intrinsic
-def prefetch(_context, array, index):
-    """Ask for the first bytes of ``array[index]``, of a C-contiguous array; the index must be there."""
-    if not (isinstance(array, types.Array) and array.ndim in (1, 2) and array.layout == "C"):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        offset = arguments[1]
-        if signature.args[0].ndim == 2:
-            offset = builder.mul(offset, builder.extract_value(array.shape, 1))
-        place = builder.gep(array.data, [offset])
-        byte = builder.bitcast(place, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [byte.type, *[ir.IntType(32)] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [byte, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), generate
 
 
 def check_graph(codes_NW: NDArray[np.uint64], indptr: NDArray[np.int64], edges: NDArray[np.int32]) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import popcount
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID
-from alimm_ops.graph.lists_cpu import check_ids, insert
+from alimm_ops.graph.intrinsics import popcount
+from alimm_ops.graph.lists_cpu import check_ids
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
 
@@ -114,8 +114,9 @@ def insert_blocks(
     new_dists: NDArray[np.uint16],
     ids_RK: NDArray[np.int32],
     dists_RK: NDArray[np.uint16],
+    fresh_RK: NDArray[np.uint8],
 ) -> None:
-    """Put entries into sorted lists, in place; none may be there already.
+    """Put entries into sorted lists, in place; one that is there already changes nothing.
 
     Args:
         owners_B: row that each block of entries is for.
@@ -124,12 +125,15 @@ def insert_blocks(
         new_dists: their distances.
         ids_RK: lists, changed.
         dists_RK: their distances, changed.
+        fresh_RK: goes with the entries; 1 for the new ones.
     """
     if len(owners_B) and not 0 <= owners_B.min() <= owners_B.max() < len(ids_RK):
         raise ValueError(f"owners must be from 0 to {len(ids_RK) - 1}, got {owners_B.min()} to {owners_B.max()}")
     if len(starts_B) != len(owners_B) + 1 or (np.diff(starts_B) < 0).any() or starts_B[-1] != len(new_ids):
         raise ValueError("starts of blocks must rise from 0 to the number of entries")
-    _insert_blocks(owners_B, starts_B, new_ids, new_dists, ids_RK, dists_RK)
+    if not ids_RK.shape == dists_RK.shape == fresh_RK.shape or len(new_ids) != len(new_dists):
+        raise ValueError("ids, distances and flags differ in shape")
+    _insert_blocks(owners_B, starts_B, new_ids, new_dists, ids_RK, dists_RK, fresh_RK)
 
 
 def insert_edges(
@@ -179,7 +183,7 @@ def _insert_edges(targets, sources, new_dists, new_flags, counts, ids, dists, fl
 
 
 @njit(**_options)
-def _insert_blocks(owners, starts, new_ids, new_dists, ids, dists):
+def _insert_blocks(owners, starts, new_ids, new_dists, ids, dists, fresh):
     k = ids.shape[1]
     for block in range(owners.size):
         row = np.int64(owners[block])
@@ -187,9 +191,22 @@ def _insert_blocks(owners, starts, new_ids, new_dists, ids, dists):
         while count > 0 and ids[row, count - 1] < 0:
             count -= 1
         for entry in range(starts[block], starts[block + 1]):
-            if count == k and new_dists[entry] > dists[row, k - 1]:
+            node, distance = new_ids[entry], new_dists[entry]
+            place = count
+            known = False
+            while place > 0:
+                before = dists[row, place - 1]
+                if before < distance or (before == distance and ids[row, place - 1] <= node):
+                    known = before == distance and ids[row, place - 1] == node
+                    break
+                place -= 1
+            if known or place == k:
                 continue
-            count = insert(ids[row], dists[row], count, new_ids[entry], np.int64(new_dists[entry]))
+            count = min(count + 1, k)
+            for other in range(count - 1, place, -1):
+                ids[row, other], dists[row, other] = ids[row, other - 1], dists[row, other - 1]
+                fresh[row, other] = fresh[row, other - 1]
+            ids[row, place], dists[row, place], fresh[row, place] = node, distance, 1
 
 
 def union_edges(parents_N: NDArray[np.int32], first_node: int, ids_RD: NDArray[np.int32]) -> None:

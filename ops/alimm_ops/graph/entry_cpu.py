@@ -10,8 +10,9 @@ import numpy as np
 from numba import njit, uint16
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import LANES, TILE, _select, _tile_distances
+from alimm_ops.graph.hamming_cpu import TILE, _select, _tile_distances
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID
+from alimm_ops.graph.intrinsics import LANES
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
 

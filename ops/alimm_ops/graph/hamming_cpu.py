@@ -10,62 +10,16 @@ pass. Distances are small, so the k nearest need no heap: a bound is found by co
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types, uint16, uint64
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit, uint16, uint64
 from numpy.typing import NDArray
 
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID, check_pair
+from alimm_ops.graph.intrinsics import LANES, lowest_bit, popcount, within
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
 
 TILE = 512
 """Codes of the base that are compared at a time: 16 kB of 256-bit codes."""
-LANES = 32
-"""Distances that are held against a bound at a time."""
-
-
-@intrinsic
-def popcount(_context, word):
-    """Number of bits that are 1, by one instruction."""
-    if not isinstance(word, types.Integer):
-        return None
-
-    def generate(_context, builder, _signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return word(word), generate
-
-
-@intrinsic
-def within(_context, row, start, bound):
-    """Bit j of the result says whether ``row[start + j] <= bound``, for 32 places that must be there (uint16)."""
-    if not (isinstance(row, types.Array) and row.ndim == 1 and row.layout == "C" and row.dtype == types.uint16):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        place = builder.gep(array.data, [arguments[1]])
-        lanes = ir.VectorType(ir.IntType(16), LANES)
-        values = builder.load(builder.bitcast(place, lanes.as_pointer()), align=2)
-        single = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[2], cgutils.int32_t(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        bounds = builder.shuffle_vector(single, ir.Constant(lanes, ir.Undefined), zeros)
-        mask = builder.bitcast(builder.icmp_unsigned("<=", values, bounds), ir.IntType(LANES))
-        return builder.zext(mask, ir.IntType(64))
-
-    return types.uint64(row, types.int64, types.uint16), generate
-
-
-@intrinsic
-def lowest_bit(_context, word):
-    """Place of the lowest bit that is 1; the word is not 0."""
-
-    def generate(_context, builder, _signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
 
 
 def word_major(codes_NW: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -206,14 +160,16 @@ def nearest_into(queries, base, first_id, first_own, bounds, ids, dists):
 @njit(**_options)
 def _select(row, k, high, first_id, keys, ids, dists):
     """The k least (distance, id) of the row within the bound ``high``, sorted; its length is a multiple of 32."""
+    total = _count_within(row, row.size, uint16(high))
     bound = high
     sample = min(row.size, (16 * k + LANES - 1) // LANES * LANES)
-    if sample < row.size:
-        # No bound of the whole row lies above that of a part of it.
-        bound = _threshold(row, sample, k, 0, high)
-    bound = _threshold(row, row.size, k, 0, bound)
+    if total > k:
+        if sample < row.size:
+            # No bound of the whole row lies above that of a part of it.
+            bound = _threshold(row, sample, k, 0, high)
+        bound = _threshold(row, row.size, k, 0, bound)
     below = 0
-    if bound > 0:
+    if total > k and bound > 0:
         below = min(k, _count_within(row, row.size, uint16(bound - 1)))
     ties = k - below  # of those at the bound itself the first ones, in order of id
     count = 0

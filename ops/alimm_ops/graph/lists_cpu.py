@@ -11,8 +11,8 @@ import numpy as np
 from numba import njit, uint16
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import popcount
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID
+from alimm_ops.graph.intrinsics import popcount, prefetch
 from alimm_ops.graph.lists_reference import Lists
 
 _options = dict(nogil=True, cache=True, error_model="numpy")
@@ -59,9 +59,9 @@ def propagate(
     fresh = np.zeros(ids.shape, np.uint8)
     _propagate(
         np.ascontiguousarray(codes_LW),
-        ids_LK,
-        dists_LK,
-        fresh_LK,
+        np.ascontiguousarray(ids_LK),
+        np.ascontiguousarray(dists_LK),
+        np.ascontiguousarray(fresh_LK),
         rows_R,
         hops_RH,
         hop_fresh_RH,
@@ -185,6 +185,7 @@ def _propagate(codes, old_ids, old_dists, old_fresh, rows, hops, hop_fresh, widt
     k = old_ids.shape[1]
     width = min(width, k)
     seen = np.full(codes.shape[0], -1, np.int32)
+    found = np.empty(width, np.int32)
     for row in range(rows.size):
         node = np.int64(rows[row])
         own_ids, own_dists = ids[row], dists[row]
@@ -202,7 +203,15 @@ def _propagate(codes, old_ids, old_dists, old_fresh, rows, hops, hop_fresh, widt
             hop = np.int64(hops[row, column])
             if hop < 0:
                 continue
+            if column + 1 < hops.shape[1] and hops[row, column + 1] >= 0:
+                # Lists lie anywhere in memory: the next one is on the way while this one is looked at.
+                ahead = np.int64(hops[row, column + 1])
+                prefetch(codes, ahead)
+                prefetch(old_ids, ahead)
+                prefetch(old_dists, ahead)
+                prefetch(old_fresh, ahead)
             all_of_it = hop_fresh[row, column] != 0
+            num_found = 0
             to_hop = distance_between(codes, node, hop)
             for place in range(width):
                 candidate = old_ids[hop, place]
@@ -214,10 +223,14 @@ def _propagate(codes, old_ids, old_dists, old_fresh, rows, hops, hop_fresh, widt
                 if abs(to_hop - np.int64(old_dists[hop, place])) > farthest:
                     # Its true distance is no less, from whichever hop it is looked at.
                     continue
-                distance = distance_between(codes, node, np.int64(candidate))
+                prefetch(codes, np.int64(candidate))
+                found[num_found] = candidate
+                num_found += 1
+            for index in range(num_found):
+                distance = distance_between(codes, node, np.int64(found[index]))
                 if distance > farthest:
                     continue
-                count = insert(own_ids, own_dists, count, candidate, distance)
+                count = insert(own_ids, own_dists, count, found[index], distance)
                 farthest = np.int64(own_dists[k - 1])
         place = 0
         for column in range(count):

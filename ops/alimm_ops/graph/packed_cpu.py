@@ -19,8 +19,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from alimm_ops.graph.beam_cpu import check_graph
-from alimm_ops.graph.hamming_cpu import LANES, lowest_bit, popcount, within
 from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID, check_pair
+from alimm_ops.graph.intrinsics import LANES, lowest_bit, popcount, within
 from alimm_ops.graph.lists_cpu import check_ids
 
 _options = dict(nogil=True, cache=True, error_model="numpy")

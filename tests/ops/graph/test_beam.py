@@ -227,7 +227,7 @@ def test_arguments_of_a_search(pack: bool) -> None:
         (4, starts - 2, "starts must be from 0 to 19"),
         (4, starts[1:], "expected starts of 20 queries"),
         (5, 0, "ef must be at least 1, got 0"),
-        (6, allowed[1:], "allowed must have the shape"),
+        (6, allowed[1:], "allowed must be bool or uint8 of shape"),
     ):
         with pytest.raises(ValueError, match=message):
             search(*good[:place], value, *good[place + 1 :])

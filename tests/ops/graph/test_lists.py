@@ -298,8 +298,16 @@ def test_shapes_that_do_not_fit() -> None:
     codes = make_codes(0, 5)
     ids, dists = random_lists(0, codes, 3)
     flags, rows = np.ones((5, 3), np.uint8), np.arange(5, dtype=np.int32)
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(ValueError, match="expected ids and distances of 5 rows"):
         lists_cpu.merge_lists(ids, dists[:, 1:], 2)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        lists_cpu.merge_lists(ids, dists, 0)
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        lists_cpu.reverse_lists(ids, dists, 5, 3, 0)
+    with pytest.raises(ValueError, match="rows must be nodes, got -1"):
+        lists_cpu.propagate(codes, ids, dists, flags, rows - 1, ids, flags, 3)
+    with pytest.raises(ValueError, match="expected ids and distances of 4 rows"):
+        lists_cpu.diversify(codes, rows[1:], ids, dists, 3, 1, 1, 1)
     for arguments in (
         (ids[1:], dists[1:], flags[1:], rows, ids, flags),
         (ids, dists[:, 1:], flags, rows, ids, flags),

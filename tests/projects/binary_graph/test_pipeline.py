@@ -20,6 +20,8 @@ from alimm_ops.graph import hamming_reference as oracle
 from .synthetic import clustered_codes
 
 SMALL = BuildConfig(
+    overlap=6,
+    waves=2,
     neighbours=12,
     cluster_size=50,
     max_cluster=150,
@@ -221,7 +223,7 @@ with make_engine(what, workers=2) as engine:
 """
 
 
-@pytest.mark.parametrize("stage", ["ingest", "assign", "number", "core", "across", "round-1", "edges", "links"])
+@pytest.mark.parametrize("stage", ["ingest", "assign", "number", "core", "across-0", "round-1", "edges", "links"])
 def test_a_killed_build_is_resumed_to_the_same_bytes(
     stage: str, segment: Segment, codes: np.ndarray, tmp_path: Path
 ) -> None:
@@ -257,3 +259,58 @@ def test_a_damaged_part_is_computed_again(segment: Segment, codes: np.ndarray, t
     part.write_bytes(content)
     (run / "links" / "part-00000.safetensors").write_bytes(b"short")
     assert same(segment, build_segment(codes, config=SMALL, run_dir=run))
+
+
+def test_ties_are_decided_by_the_smaller_id() -> None:
+    # All at one distance from the query: only ids tell them apart, whatever the order of the nodes.
+    rng = np.random.default_rng(0)
+    codes = np.zeros((64, 1), np.uint64) | (np.uint64(1) << np.arange(64, dtype=np.uint64))[:, None]
+    ids = rng.permutation(1000)[:64]
+    segment = build_segment(codes, ids.astype(np.int64))
+    zero = np.zeros((1, 1), np.uint64)
+    assert search_segment(segment, zero, 5, 5)[1].tolist() == [np.sort(ids)[:5].tolist()]
+    live = np.ones(64, bool)
+    live[np.isin(segment.ids, np.sort(ids)[:3])] = False
+    assert search_segment(segment, zero, 5, 5, live)[1].tolist() == [np.sort(ids)[3:8].tolist()]
+    # Also where a node's first id is dead, and for a k beyond what is selected by insertion.
+    twice = build_segment(np.concatenate([codes, codes]), np.concatenate([ids, ids + 2000]).astype(np.int64))
+    live = twice.ids != np.sort(ids)[0]
+    assert search_segment(twice, zero, 64, 5, live)[1].tolist() == [[*np.sort(ids)[1:], np.sort(ids)[0] + 2000]]
+
+
+def test_many_neighbours_are_exact(codes: np.ndarray) -> None:
+    segment = build_segment(codes)
+    queries = clustered_codes(3, seed=8)
+    distances, ids = search_segment(segment, queries, 2000, 10)
+    assert np.array_equal(distances, true_distances(queries, codes, 2000))
+    assert all(len(set(row)) == 2000 for row in ids.tolist())
+
+
+def test_a_full_beam_is_exact_even_on_a_poor_graph(codes: np.ndarray) -> None:
+    poor = BuildConfig(**{**SMALL.to_dict(), "neighbours": 1, "degree": 1, "max_degree": 1, "rounds": 0})
+    segment = build_segment(codes, config=poor)
+    queries = clustered_codes(20, seed=8)
+    found, _ = search_segment(segment, queries, 10, segment.num_nodes)
+    assert np.array_equal(found, true_distances(queries, codes, 10))
+
+
+def test_clusters_of_two_codes_and_empty_ones() -> None:
+    codes = clustered_codes(1500, clusters=60, noise=0.02)
+    tiny = BuildConfig(**{**SMALL.to_dict(), "cluster_size": 2, "max_cluster": 4})
+    validate(build_segment(codes, config=tiny), full=True)
+
+
+def test_a_mapped_index_outlives_another_build_in_its_folder(codes: np.ndarray, tmp_path: Path) -> None:
+    first = build_segment(codes, config=SMALL, run_dir=tmp_path / "run")
+    before = np.array(first.codes)
+    again = build_segment(codes, config=SMALL, run_dir=tmp_path / "run")
+    assert np.array_equal(first.codes, before)
+    assert same(first, again)
+
+
+def test_batches_do_not_matter(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = clustered_codes(50, seed=8)
+    whole = search_segment(segment, queries, 5, 20)
+    monkeypatch.setattr("alimm.projects.binary_graph.walk.BATCH_BYTES", 8 * 20 * 7)
+    pieces = search_segment(segment, queries, 5, 20)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
