@@ -8,7 +8,7 @@ help: ## show this list
 setup: ## create .venv with the pinned stack (at most 12 minutes the first time, then at once)
 	@tools/setup/bootstrap.sh
 
-demo: setup ## train, test, embed and search on real data, and write a report (ARGS="..." goes to it; INT8=1: in INT8; KNN=1: with KNN softmax)
+demo: setup ## train, test, embed and search on real data, and write a report (ARGS="..." goes to it; INT8=1: in INT8; KNN=1: with KNN softmax; INDEX=BinaryGraphIndex: search by codes)
 	@.venv/bin/python tools/demo.py $(ARGS)
 
 test: setup ## every check: lint, format, types, import contract, spelling, tests, CUDA simulator (what CI runs)

@@ -1,13 +1,14 @@
 """The main job on real data: train a recogniser, test it, embed a catalogue, search it, write a report.
 
-    python tools/demo.py [--quick] [--work-dir DIR] [--epochs N] [--seed N] [--int8] [--knn]
+    python tools/demo.py [--quick] [--work-dir DIR] [--epochs N] [--seed N] [--int8] [--knn] [--index NAME]
                          [--cfg-options K=V ...]
 
 EmojiProducts, style split: the recogniser is trained on the pictures of two vendors and meets a third one's style for
 the first time in the test. Every figure of the report comes from this run, the baselines too. The exit code is 1 where
 the recogniser is not as much better than they are as the README says. ``--int8``, or INT8=1 in the environment, trains
 the recogniser in INT8 (`alimm.Int8TrainingHook`). ``--knn``, or KNN=1, also teaches it the 1,914 products as classes,
-with KNN softmax (`alimm.KNNSoftmaxHead`).
+with KNN softmax (`alimm.KNNSoftmaxHead`). ``--index BinaryGraphIndex``, or INDEX=BinaryGraphIndex, searches the
+catalogue by binary codes; any other index of ``alimm.registry.INDEXES`` goes too.
 
 A method joins the demo with a function that takes the `Demo`, adds its figures to it and a section to the page, and a
 line in ``STEPS``.
@@ -42,8 +43,8 @@ from alimm.apis.train import check_work_dir, train
 from alimm.cli import run_guarded
 from alimm.datasets.emoji_products import EmojiProducts
 from alimm.evaluation.retrieval import RetrievalScores, retrieval_from_features
+from alimm.registry import INDEXES
 from alimm.report import Page, Raw, curves, escape, picture, table
-from alimm.search import ExactIndex
 
 CONFIG = "alimm::emoji_products/resnet_tiny_style.py"
 CLAIM_ACCURACY = 12.0
@@ -84,6 +85,7 @@ class Demo:
     shop: Side
     queries: Side
     checkpoint: Path = Path()
+    index: str = "ExactIndex"
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -138,7 +140,7 @@ def search_step(demo: Demo) -> None:
     """Embed the shop's catalogue, search it with the unseen vendor's pictures, show the first hits."""
     embed = EmbeddingInferencer(demo.config, weights=demo.checkpoint)
     shop, queries = embed(list(demo.shop.images)), embed(list(demo.queries.images))
-    index = ExactIndex(dim=shop.shape[1], metric="cosine")
+    index = INDEXES.build(dict(type=f"alimm.{demo.index}", dim=shop.shape[1], metric="cosine"))
     index.add(shop)
     index.save(demo.work_dir / "catalogue.index")
     _, hits = index.search(queries, 5)
@@ -154,7 +156,8 @@ def search_step(demo: Demo) -> None:
     demo.page.section(
         "Search: what the catalogue answers",
         f"Queries are drawn by the vendor that training never saw ({len(queries)} pictures); the catalogue holds the "
-        f"two other vendors' {len(shop)} pictures. Here are {len(chosen)} queries, picked by a random draw, with their "
+        f"two other vendors' {len(shop)} pictures ({demo.index}). "
+        f"Here are {len(chosen)} queries, picked by a random draw, with their "
         f"first five hits. A green frame and a tick mark the same product.",
         table(["query", *(f"hit {rank}" for rank in range(1, 6))], rows, css="hits"),
     )
@@ -266,7 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="K=V", help="changes to the config")
     parser.add_argument("--int8", action="store_true", default=_asked("INT8"), help="train in INT8; so does INT8=1")
     parser.add_argument("--knn", action="store_true", default=_asked("KNN"), help="products as classes; so does KNN=1")
+    index = os.environ.get("INDEX") or "ExactIndex"
+    parser.add_argument("--index", default=index, metavar="NAME", help="what searches; so does INDEX=NAME")
     arguments = parser.parse_args(argv)
+    if INDEXES.get(f"alimm.{arguments.index}") is None:
+        raise ValueError(
+            f"there is no index {arguments.index!r}; ExactIndex and BinaryGraphIndex are two that there are"
+        )
     epochs = 1 if arguments.quick else arguments.epochs
     config = demo_config(arguments.cfg_options, arguments.seed, epochs, arguments.int8, arguments.knn)
     check_work_dir(str(arguments.work_dir))
@@ -274,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "alimm: recognise and search products across styles",
         "A small network learns 98 kinds of products from the drawings of two vendors and meets those of a third.",
     )
-    demo = Demo(config, arguments.work_dir, page, read_side("train"), read_side("test"))
+    demo = Demo(config, arguments.work_dir, page, read_side("train"), read_side("test"), index=arguments.index)
     for name, step in STEPS:
         start = time.perf_counter()
         step(demo)

@@ -9,6 +9,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from alimm.projects.binary_graph import kernel_cache
+
 if TYPE_CHECKING:
     from alimm.projects.binary_graph.config import BuildConfig
     from alimm.projects.binary_graph.graph import BinaryGraph
@@ -19,6 +21,8 @@ _LAZY = {
 }
 
 __all__ = ["BinaryGraph", "BuildConfig"]
+
+kernel_cache.provide()  # before any kernel is imported
 
 if "mmengine" in sys.modules:
     # A config or a registry asks for the plugin: MMEngine is there already.

@@ -28,7 +28,7 @@ DTYPES = ("<u8", "<i8", "<i4", "<u2", "|u1")
 VERIFY = ("header", "full")
 """How much an opening reads: what protects the search, or every byte."""
 
-MEND = "Restore the folder from a copy, or build the index again"
+MEND = "Restore the folder from a copy, or remove it and build the index again"
 
 _MOST_BYTES = 1 << 60
 _HEADER_LIMIT = 4096

@@ -25,12 +25,19 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 """Sub-command -> module, function ``(argv) -> exit code``, help."""
 
+_WORDS = (
+    ("missing='ignore' deletes", "--missing ignore deletes"),
+    (": close it there, or open the index with read_only=True", ": close it there, or wait for its end"),
+    (": open the index with read_only=True", ": only search, serve-bench, info and verify work there"),
+)
+"""Advice for who writes Python -> the same for who types a command."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command of ``alimm index``; return its exit code.
 
     Raises:
-        ValueError: a mistake of the user, or a folder or disk that cannot be used.
+        ValueError: a mistake of the user, or a folder, a disk or a memory that cannot be used.
     """
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
@@ -48,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(import_module(module), function)(parsed.arguments) or 0)
     except (FileNotFoundError, BrokenPipeError):
         raise
+    except ValueError as error:
+        text = str(error)
+        for python, command in _WORDS:
+            text = text.replace(python, command)
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
+    except MemoryError as error:
+        raise ValueError(f"there is not enough memory ({error}): ask for less at a time") from error
     except OSError as error:
         # No permission, a full disk: as good as a mistake of the user, and as little in need of a traceback.
         raise ValueError(str(error)) from error

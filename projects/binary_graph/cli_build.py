@@ -6,12 +6,16 @@ import argparse
 import resource
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from alimm.projects.binary_graph.cli_common import (
     at_least_one,
     build_config,
+    claim,
     open_index,
     print_pairs,
     segment_infos,
@@ -49,6 +53,7 @@ def build(argv: Sequence[str] | None = None) -> int:
     out = Path(given.out)
     if (out / "MANIFEST.json").exists() and not given.overwrite:
         raise ValueError(f"{out} holds an index: name another folder, or give --overwrite to replace it")
+    _check_place(out)
     _check_run(given.run_dir, given.resume)
     config = build_config(given.settings, neighbours=given.neighbours)
 
@@ -87,6 +92,23 @@ def source_of(given: argparse.Namespace) -> Any:
     return source_from(given.input, column=given.column, id_column=given.id_column, ids=given.ids)
 
 
+def _check_place(out: Path) -> None:
+    """Refuse a folder inside an index: what does not belong to the index may be cleared away, or goes with it."""
+    from alimm.projects.binary_graph.manifest import FORMAT, MANIFEST
+
+    for parent in out.resolve().parents[:3]:
+        try:
+            if not (parent / MANIFEST).is_file():
+                continue
+            with (parent / MANIFEST).open("rb") as stream:
+                # Not parsed: a damaged index is one all the same.
+                ours = f'"format":"{FORMAT}"'.encode() in stream.read(256)
+        except OSError:
+            continue
+        if ours:
+            raise ValueError(f"{out} lies inside the index {parent}: name a folder outside it")
+
+
 def _check_run(folder: Path | None, resume: bool) -> None:
     if resume and folder is None:
         raise ValueError("--resume goes on with the build in --run-dir: name that folder")
@@ -109,18 +131,41 @@ def merge(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compact", action="store_true", help="build one segment of everything afterwards")
     given = parser.parse_args(argv)
     usage = _Usage()
-    with open_index(given.folder, read_only=False) as index:
-        for name in given.others:
-            if Path(name).resolve() == Path(given.folder).resolve():
-                raise ValueError(f"{name} is the index itself; name others")
+    for name in given.others:
+        if Path(name).resolve() == Path(given.folder).resolve():
+            raise ValueError(f"{name} is the index itself; name others")
+    with ExitStack() as stack:
+        index = stack.enter_context(open_index(given.folder, read_only=False))
+        others = [(name, stack.enter_context(open_index(name))) for name in given.others]
+        claim(index)
+        _check_disjoint([(given.folder, index), *others])
+        for name, other in others:
             before = len(index)
-            with open_index(name) as other:
-                index.merge(other)
+            index.merge(other)
             print(f"{name}: {len(index) - before:,} rows")
         if given.compact:
             index.compact()
         print_pairs([("index", given.folder), *_summary(index), *usage.pairs("threads")])
     return 0
+
+
+def _check_disjoint(indexes: list[tuple[str, BinaryGraph]]) -> None:
+    """Look at all indexes before the first is merged: what is wrong with the last must not leave half a merge."""
+    (folder, first), *others = indexes
+    for name, other in others:
+        if other.bits != first.bits:
+            raise ValueError(f"{name} has codes of {other.bits} bits, {folder} of {first.bits}; nothing was merged")
+    seen = first.ids
+    for number, (name, other) in enumerate(others, 1):
+        ids = other.ids
+        both = np.intersect1d(seen, ids, assume_unique=True)
+        if len(both):
+            owner = next(known for known, graph in indexes[:number] if np.isin(both[0], graph.ids))
+            raise ValueError(
+                f"{name} has {len(both):,} ids that {owner} or another index has too, as {both[0]}: ids must differ; "
+                "nothing was merged"
+            )
+        seen = np.concatenate([seen, ids])
 
 
 def compact(argv: Sequence[str] | None = None) -> int:

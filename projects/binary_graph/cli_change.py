@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alimm.projects.binary_graph.cli_build import add_input, source_of
-from alimm.projects.binary_graph.cli_common import open_index, read_ids
+from alimm.projects.binary_graph.cli_common import claim, open_index, read_ids
 
 if TYPE_CHECKING:
     from alimm.projects.binary_graph.graph import BinaryGraph
@@ -32,23 +32,29 @@ def add(argv: Sequence[str] | None = None) -> int:
     with open_index(given.folder, read_only=False) as index:
         if 64 * source.words != index.bits:
             raise ValueError(f"the input has codes of {64 * source.words} bits, the index of {index.bits}")
-        # All ids are checked before the first block is added: a bad one must not leave half of the input behind.
-        _check_ids(source, index)
+        claim(index)
+        _check(source, index)
         first = last = None
         for _, codes, ids in source.chunks(_BLOCK):
             added = index.add(codes, ids)
             first = int(added[0]) if first is None else first
             last = int(added[-1])
-        numbered = "" if source.has_ids else f", with the ids {first} to {last}"
+        numbered = "" if source.has_ids or first is None else f", with the ids {first} to {last}"
         print(f"added {source.count:,} rows{numbered}; {given.folder} has {len(index):,}")
     return 0
 
 
-def _check_ids(source: CodeSource, index: BinaryGraph) -> None:
+def _check(source: CodeSource, index: BinaryGraph) -> None:
+    """Read all of the input before any of it is added: what is wrong at its end must not leave half of it behind."""
+    blocks = [ids for _, _, ids in source.chunks(_BLOCK) if ids is not None]
     if not source.has_ids:
+        next_id = index.stats()["next_id"]
+        if next_id + source.count > 2**63:
+            raise ValueError(
+                f"there are no {source.count:,} numbers after id {next_id - 1}: give ids; nothing was added"
+            )
         return
-    blocks = [source.ids(start, min(start + _BLOCK, source.count)) for start in range(0, source.count, _BLOCK)]
-    ids = np.sort(np.concatenate([block for block in blocks if block is not None]))
+    ids = np.sort(np.concatenate([np.empty(0, np.int64), *blocks]))
     twice = ids[1:][ids[1:] == ids[:-1]]
     if len(twice):
         raise ValueError(f"ids must be unique, {twice[0]} comes more than once in the input; nothing was added")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def _ids_of(word: str) -> NDArray[np.int64]:
 
     path = Path(word)
     named = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-    if named and not path.exists():
+    if named and not path.is_file():
         first, last = int(named[1]), int(named[2] or named[1])
         if last >= 2**63:
             raise ValueError(f"ids lie from 0 to 2**63 - 1, got {word}")
@@ -149,6 +150,24 @@ def open_index(folder: str, read_only: bool = True) -> BinaryGraph:
             f"there is no index folder {folder}; `alimm index build INPUT --out {folder}` makes one"
         )
     return BinaryGraph.open(folder, read_only=read_only)
+
+
+def claim(index: BinaryGraph) -> None:
+    """Keep other writers out until the index is closed: what is checked now must hold when the change comes.
+
+    Raises:
+        ValueError: another writer has the folder, or it cannot be written to.
+    """
+    index.delete(np.empty(0, np.int64))  # no change, but the first change locks
+
+
+def at_most_rows(k: int, index: BinaryGraph) -> int:
+    """``k``, or the number of live rows where it is more, and a note about that on standard error."""
+    rows = len(index)
+    if k <= max(1, rows):
+        return k
+    print(f"note: -k {k:,} is lowered to {max(1, rows):,}, as the index has {rows:,} live rows", file=sys.stderr)
+    return max(1, rows)
 
 
 def segment_infos(index: BinaryGraph) -> list[dict[str, Any]]:

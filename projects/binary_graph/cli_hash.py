@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +47,13 @@ def hash_vectors(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--out names a .npy file, got {given.out}")
     if given.fit_on is not None and given.fit_on > TRAINING_ROWS:
         raise ValueError(f"--fit-on is at most {TRAINING_ROWS}, what a fit uses; got {given.fit_on}")
+    fitted = given.state is not None and given.state.exists()
+    # A fit and a long encoding must not end at a folder that is not there.
+    _check_target("--out", given.out)
+    if given.state is not None and not fitted:
+        _check_target("--state", given.state)
     vectors = _vectors(given.input)
-    if given.state is not None and given.state.exists():
+    if fitted:
         options = {"hasher": given.hasher, "bits": given.bits, "seed": given.seed, "fit-on": given.fit_on}
         named = [f"--{name}" for name, value in options.items() if value is not None]
         if named:
@@ -62,20 +68,31 @@ def hash_vectors(argv: Sequence[str] | None = None) -> int:
         sample = _sample(vectors, given.fit_on or TRAINING_ROWS, given.seed or 0)
         hasher.fit(sample)
         print(f"hash: {hasher.name}, {hasher.bits} bits, fitted on {len(sample):,} rows")
-        if given.state is not None:
-            hasher.save(given.state)
-            print(f"state: {given.state}; hash the queries with --state {given.state}")
-        else:
+        if given.state is None:
             print("state: not kept; queries can be hashed only with --state FILE.npz given here")
     kept = _encode(vectors, hasher, given.out)
 
     from alimm.projects.binary_graph.balance import balance_report
 
     print(f"codes: {vectors.count:,} in {given.out}")
+    if given.state is not None and not fitted:
+        # Last: the state of a run that failed would be taken for that of the codes.
+        hasher.save(given.state)
+        print(f"state: {given.state}; hash the queries with --state {given.state}")
     print(balance_report(kept))
     if len(kept) < vectors.count:
         print(f"(of {len(kept):,} rows, evenly spaced)")
     return 0
+
+
+def _check_target(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}, make it first")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: the folder {path.parent} cannot be written to, name another one")
 
 
 def _vectors(names: Sequence[str]) -> NpyRows:

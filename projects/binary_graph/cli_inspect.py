@@ -45,6 +45,7 @@ def verify(argv: Sequence[str] | None = None) -> int:
 def _repair(folder: Path) -> int:
     from alimm.projects.binary_graph import manifest, wal
 
+    manifest.load(folder)  # to lock a folder leaves a file in it: not where there is no index
     lock = wal.writer_lock(folder)
     try:
         found = manifest.load(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alimm.projects.binary_graph.cli_common import at_least_one, open_index, print_table, read_ids
+from alimm.projects.binary_graph.cli_common import at_least_one, at_most_rows, open_index, print_table, read_ids
 
 SHOWN = 5
 """Queries whose result is printed where no file is named."""
@@ -20,7 +20,8 @@ def search(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="alimm index search",
         description="Find the nearest rows of queries by Hamming distance.",
-        epilog="The file of --out holds 'distances' int32 and 'ids' int64, both (queries, k), -1 past the end.",
+        epilog="The file of --out holds 'distances' int32 and 'ids' int64, both (queries, k), -1 past the end. More "
+        "than the live rows is no k: it is lowered to their number.",
     )
     parser.add_argument("folder", help="the index")
     parser.add_argument("--queries", required=True, metavar="FILE", help="codes, .npy or .parquet")
@@ -40,8 +41,9 @@ def search(argv: Sequence[str] | None = None) -> int:
     queries = source.read(0, source.count)
     allowed = None if given.allowed is None else read_ids(given.allowed)
     with open_index(given.folder) as index:
+        k = at_most_rows(given.k, index)
         start = time.perf_counter()
-        distances, ids = index.search(queries, given.k, ef=given.ef, allowed=allowed, threads=given.threads)
+        distances, ids = index.search(queries, k, ef=given.ef, allowed=allowed, threads=given.threads)
         seconds = time.perf_counter() - start
     note = f"{len(queries):,} queries in {seconds:.3f} s, the compilation of kernels included"
     if given.out is not None:
@@ -51,7 +53,7 @@ def search(argv: Sequence[str] | None = None) -> int:
     rows = [
         [str(query), str(place + 1), str(ids[query, place]), str(distances[query, place])]
         for query in range(min(SHOWN, len(queries)))
-        for place in range(given.k)
+        for place in range(k)
         if ids[query, place] >= 0
     ]
     print_table(["query", "rank", "id", "distance"], rows)

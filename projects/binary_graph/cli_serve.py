@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alimm.projects.binary_graph.cli_common import at_least_one, numbers, open_index, print_table
+from alimm.projects.binary_graph.cli_common import at_least_one, at_most_rows, numbers, open_index, print_table
 
 if TYPE_CHECKING:
     from alimm.projects.binary_graph.graph import BinaryGraph
@@ -94,20 +94,19 @@ def serve_bench(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{given.folder} has no rows to search")
         if index.bits != 64 * source.words:
             raise ValueError(f"the queries have {64 * source.words} bits, the index has {index.bits}")
+        k = at_most_rows(given.k, index)
         cold = cold_start(given.folder, queries[0])
         if truth is None:
-            truth = true_distances(index, queries[rows], given.k)
-        lines = [
-            measure(index, queries, given.k, ef, threads, rows, truth) for ef in given.ef for threads in given.threads
-        ]
+            truth = true_distances(index, queries[rows], k)
+        lines = [measure(index, queries, k, ef, threads, rows, truth) for ef in given.ef for threads in given.threads]
         stats = index.stats()
     if given.json:
-        body = {"cold_start_seconds": cold, "k": given.k, "queries": len(queries), "recall_queries": len(rows)}
+        body = {"cold_start_seconds": cold, "k": k, "queries": len(queries), "recall_queries": len(rows)}
         print(json.dumps({**body, "index": stats, "measured": [asdict(line) for line in lines]}, indent=2))
         return 0
     print(f"{stats['rows']:,} rows of {stats['bits']} bits in {stats['segments']} segments; {len(queries):,} queries")
     print(f"cold start: {cold:.2f} s from a new process to the first result")
-    head = ["ef", "threads", "queries/s", "batch queries/s", "p50 us", "p95 us", "p99 us", f"recall@{given.k}"]
+    head = ["ef", "threads", "queries/s", "batch queries/s", "p50 us", "p95 us", "p99 us", f"recall@{k}"]
     print_table(head, [_cells(line) for line in lines])
     by = f"file {given.truth}" if given.truth else "scan of all rows"
     print(f"recall: tie-aware, of {len(rows)} queries, against the {by}; queries/s and latencies: one query a call")
@@ -195,6 +194,10 @@ def _read_truth(path: Path, queries: int, k: int) -> NDArray[np.int32]:
             distances = np.asarray(file["distances"])
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no .npz file with the array 'distances': {error}") from error
+    if distances.dtype.kind == "f" and (distances == np.rint(distances)).all():
+        raise ValueError(
+            f"{path} must hold whole 'distances', got {distances.dtype}: save them as distances.astype(numpy.int32)"
+        )
     if distances.ndim != 2 or len(distances) != queries or distances.shape[1] < k or distances.dtype.kind not in "iu":
         raise ValueError(
             f"{path} must hold whole 'distances' of {queries} queries, at least {k} each; got {distances.dtype} "

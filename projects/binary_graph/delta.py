@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from alimm_ops.graph.hamming_cpu import nearest
+from alimm_ops.graph.hamming_cpu import hamming_matrix, nearest
 from alimm_ops.graph.hamming_reference import NO_DISTANCE
 
 Result = tuple[NDArray[np.int32], NDArray[np.int64]]
@@ -19,7 +19,13 @@ Result = tuple[NDArray[np.int32], NDArray[np.int64]]
 PADDING = -1
 """Distance and id where there is no further neighbour."""
 
+SELECT_NS = 0.15
+"""Choosing the k nearest takes so much k times k."""
+SORT_NS = 4.0
+"""Sorting all distances takes so much a row."""
+
 _FAR = np.int32(NO_DISTANCE)
+_SORTED_BYTES = 1 << 26
 
 
 class _Buffer:
@@ -77,13 +83,21 @@ class Delta:
         return found
 
     def without(self, ids: NDArray[np.int64]) -> Delta:
-        """This delta without the rows of some ids; ids that are not in it change nothing."""
-        keep = ~np.isin(self.ids, ids)
-        return self if keep.all() else Delta(self.codes[keep], self.ids[keep])
+        """This delta without the rows of some ids, ascending; ids that are not in it change nothing."""
+        return self._kept(~self._among(ids))
 
     def only(self, ids: NDArray[np.int64]) -> Delta:
-        """The rows of some ids (ascending)."""
-        keep = np.isin(self.ids, ids)
+        """The rows of some ids, ascending."""
+        return self._kept(self._among(ids))
+
+    def _among(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows have one of the ids. They may be millions and come again with each search: nothing sorts them."""
+        places = np.searchsorted(ids, self.ids) if len(self) else np.empty(0, np.int64)
+        found = places < len(ids)
+        found[found] = ids[places[found]] == self.ids[found]
+        return found
+
+    def _kept(self, keep: NDArray[np.bool_]) -> Delta:
         return self if keep.all() else Delta(self.codes[keep], self.ids[keep])
 
     def search(self, queries: NDArray[np.uint64], k: int) -> Result:
@@ -106,8 +120,18 @@ def scan(queries: NDArray[np.uint64], codes: NDArray[np.uint64], ids: NDArray[np
     width = min(k, len(ids))
     if not width or not len(queries):
         return nothing(len(queries), width)
-    places, distances = nearest(queries, codes, width)
-    return distances.astype(np.int32), ids[places]
+    if SELECT_NS * width * width <= SORT_NS * len(ids):
+        places, distances = nearest(queries, codes, width)
+        return distances.astype(np.int32), ids[places]
+    found = nothing(len(queries), width)
+    step = max(1, _SORTED_BYTES // (10 * len(ids)))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        far = hamming_matrix(queries[block], codes)
+        # A stable sort of 16-bit numbers is a radix sort; equal distances stay in the order of the ids.
+        order = np.argsort(far, axis=1, kind="stable")[:, :width]
+        found[0][block], found[1][block] = np.take_along_axis(far, order, axis=1), ids[order]
+    return found
 
 
 def nothing(queries: int, k: int) -> Result:

@@ -4,8 +4,8 @@ A walk in the graph goes through rows that are not allowed and returns those tha
 see 1 / s as many nodes, s being the share that is allowed: the beam is widened from ``ef`` to ``ef / s``. A scan
 compares a query with the allowed rows and with nothing else. Costs of one query, in nanoseconds::
 
-    scan   allowed * W * SCAN_NS              rows gathered once, then read in order
-    graph  min(ef / s, nodes) * STEP_NS       some twenty scattered codes for each step of the beam
+    scan   SCAN_START_NS + allowed * W * SCAN_NS, and the choice of k: min(k * k * SELECT_NS, allowed * SORT_NS)
+    graph  b * (STEP_NS + b * KEEP_NS) with b = min(ef / s, nodes)
 
 The cheaper one runs, for each segment on its own. Deleted rows are rows that are not allowed. Where a walk ends with
 fewer results than the segment holds (allowed rows far from the query), that query is scanned: k come if k exist.
@@ -24,14 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alimm.projects.binary_graph.delta import Delta
+from alimm.projects.binary_graph.delta import SELECT_NS, SORT_NS, Delta
 from alimm.projects.binary_graph.parts import Part, RowIndex, gather, live_rows
 from alimm.projects.binary_graph.segment import Segment
+from alimm.projects.binary_graph.walk import nodes_of
 
-SCAN_NS = 0.5
+SCAN_START_NS = 1000.0
+"""What a scan takes of any number of rows."""
+SCAN_NS = 0.15
 """Comparing one 64-bit word of a code that lies in order."""
-STEP_NS = 1000.0
-"""One step of the beam: the codes of a node's neighbours, wherever they lie, and keeping the order."""
+GATHER_NS = 10.0
+"""Fetching a row, where there are too many to keep them for the next search."""
+STEP_NS = 300.0
+"""One step of the beam: the codes of a node's neighbours, wherever they lie."""
+KEEP_NS = 0.5
+"""Keeping the beam in order: at each step, for each of its places."""
 CACHE_BYTES = 64 << 20
 """Gathered codes of one segment that a filter keeps for its next search."""
 
@@ -56,6 +63,7 @@ class Allowed:
         # Holds no part: a filter keeps one of these for as long as the part lives.
         self.segment, self._count, self._make_rows, self._mask = segment, count, rows, mask
         self._rows: NDArray[np.int64] | None = None
+        self._nodes: NDArray[np.uint8] | None = None
         self._gathered: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -75,13 +83,21 @@ class Allowed:
             self._mask = mask
         return self._mask
 
+    def nodes(self) -> NDArray[np.uint8] | None:
+        """What `nodes_of` makes of the mask, (n,), once: it looks at every row; None where all are allowed."""
+        mask = self.mask()
+        if self._nodes is None and mask is not None:
+            self._nodes = nodes_of(self.segment, mask)
+        return self._nodes
+
     def blocks(self) -> Iterable[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
         """Codes and ids of the rows, in blocks, ascending by id; kept if they are small."""
         if self._gathered is None:
-            if not 0 < len(self) * 8 * (self.segment.codes.shape[1] + 1) <= CACHE_BYTES:
+            if not len(self) or not _kept(len(self), self.segment.codes.shape[1]):
                 return gather(self.segment, self.rows())
             codes, ids = zip(*gather(self.segment, self.rows()), strict=True)
-            self._gathered = np.concatenate(codes), np.concatenate(ids)
+            # In the order that the kernels read, which would turn them for each search anew.
+            self._gathered = np.asfortranarray(np.concatenate(codes)), np.concatenate(ids)
         return [self._gathered]
 
 
@@ -133,7 +149,7 @@ class Filter:
         return found
 
     def within_delta(self, delta: Delta) -> Delta:
-        """The allowed rows of a delta."""
+        """The allowed rows of a delta; the delta itself where it is all of them."""
         return delta.only(self.ids)
 
 
@@ -175,6 +191,15 @@ def choose(part: Part, allowed: int, k: int, ef: int) -> Choice:
     words = segment.codes.shape[1]
     # In exact numbers: a huge ef must neither overflow nor lose its last digits.
     wide = max(k, min(-(-ef * segment.num_rows // allowed), segment.num_nodes))
-    scan = allowed * words * SCAN_NS
-    graph = segment.num_nodes * words * SCAN_NS if part.is_exact else wide * STEP_NS
-    return Choice("exact", 0) if allowed < segment.num_rows and scan < graph else Choice("graph", wide)
+    scan = _scan_ns(allowed, words, k) + (0 if _kept(allowed, words) else allowed * GATHER_NS)
+    graph = _scan_ns(segment.num_nodes, words, k) if part.is_exact else wide * (STEP_NS + wide * KEEP_NS)
+    return Choice("exact", 0) if scan < graph else Choice("graph", wide)
+
+
+def _scan_ns(rows: int, words: int, k: int) -> float:
+    return SCAN_START_NS + rows * words * SCAN_NS + min(k * k * SELECT_NS, rows * SORT_NS)
+
+
+def _kept(rows: int, words: int) -> bool:
+    """Whether the codes and ids of so many rows are kept from one search to the next."""
+    return rows * 8 * (words + 1) <= CACHE_BYTES

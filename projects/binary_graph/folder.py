@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +28,9 @@ from alimm.projects.binary_graph.array_files import (
 from alimm.projects.binary_graph.delta import Delta
 from alimm.projects.binary_graph.garbage import GRACE_SECONDS, collect_garbage
 from alimm.projects.binary_graph.generations import Settings, replayed, write_generation
-from alimm.projects.binary_graph.manifest import MANIFEST, Manifest, NoIndexError, load, open_index_files
+from alimm.projects.binary_graph.manifest import MANIFEST, Manifest, load, open_index_files
 from alimm.projects.binary_graph.parts import Part, RowIndex
+from alimm.projects.binary_graph.place import folder_beside, replaceable
 from alimm.projects.binary_graph.segment import open_segment
 from alimm.projects.binary_graph.view import View
 from alimm.projects.binary_graph.wal_records import Scan, scan
@@ -58,22 +58,17 @@ class IndexFolder:
         self._log: Scan | None = None
         self._lock: BaseFileLock | None = None
         self._wal: WriteAheadLog | None = None
+        self._fresh: Path | None = None
 
     @classmethod
     def for_writing(cls, path: Path) -> IndexFolder:
         """A folder to write an index to: new, empty, or one that holds an index.
 
         Raises:
-            ValueError: it is a file, or holds something else.
+            ValueError: it is a file, or holds something else or an index that is damaged.
         """
         folder = cls(path)
-        try:
-            folder._manifest = load(folder.path)
-        except NoIndexError:
-            if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-                raise ValueError(
-                    f"{path} is there and is no index: name a new or an empty folder, or that of an index to replace"
-                ) from None
+        folder._manifest = replaceable(folder.path)
         return folder
 
     def lock(self) -> None:
@@ -92,9 +87,10 @@ class IndexFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locked, if the folder holds an index already: nobody knows of one that is being made."""
+        """Sure of the place, before any work is done: the index that is there locked, or a folder made beside it."""
         if self._manifest is None:
-            yield
+            with folder_beside(self.path) as self._fresh:
+                yield
             return
         self.lock()
         try:
@@ -154,7 +150,7 @@ class IndexFolder:
     def publish(self, view: View, settings: Settings, grace_seconds: float | None = None) -> View:
         """Write a view as the next generation, and return it as it lies there: mapped.
 
-        The caller holds the lock; a folder that is not there yet appears as a whole.
+        The caller is in `locked` or holds the lock; a folder that is not there yet appears as a whole.
 
         Args:
             view: parts without a table are written, those with one lie here already.
@@ -191,19 +187,13 @@ class IndexFolder:
         return manifest
 
     def _write_folder(self, view: View, settings: Settings) -> Manifest:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.part-{os.urandom(4).hex()}")
-        temporary.mkdir()
+        assert self._fresh is not None
+        manifest = write_generation(self._fresh, view, settings, 1)
         try:
-            manifest = write_generation(temporary, view, settings, 1)
-            try:
-                temporary.rename(self.path)
-            except OSError as error:
-                if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                    raise ValueError(f"{self.path} was made by somebody else meanwhile: name another folder") from error
-                raise
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._fresh.rename(self.path)
+        except OSError as error:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise ValueError(f"{self.path} was made by somebody else meanwhile: name another folder") from error
             raise
         sync_folder(self.path.parent)
         return manifest

@@ -61,14 +61,15 @@ def replayed(view: View, records: list[WalRecord]) -> View:
     start = 0
     while start < len(records):
         stop = start + 1
+        # Alike ones in a row are one: a log of single rows would take a copy of the delta or of a mask for each.
+        while stop < len(records) and records[stop].kind == records[start].kind:
+            stop += 1
+        ids = np.concatenate([record.ids for record in records[start:stop]])
         if records[start].kind == ADD:
-            # Additions in a row are one: a log of single rows would take a copy of the view for each.
-            while stop < len(records) and records[stop].kind == ADD:
-                stop += 1
             codes = [record.codes for record in records[start:stop] if record.codes is not None]
-            view = updates.added(view, np.concatenate(codes), np.concatenate([r.ids for r in records[start:stop]]))
+            view = updates.added(view, np.concatenate(codes), ids)
         else:
-            view, _ = updates.deleted(view, records[start].ids, ignore_missing=True)
+            view, _ = updates.deleted(view, ids, ignore_missing=True)
         start = stop
     return replace(view, applied=records[-1].sequence) if records else view
 

@@ -11,7 +11,7 @@ writes (a lock file sees to it), any number read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alimm.projects.binary_graph import updates
+from alimm.projects.binary_graph import building, updates
 from alimm.projects.binary_graph.delta import Delta
 from alimm.projects.binary_graph.folder import IndexFolder
 from alimm.projects.binary_graph.generations import Settings
@@ -55,7 +55,7 @@ class BinaryGraph(IndexReader):
         ids: Any = None,
         *,
         path: str | Path | None = None,
-        config: BuildConfig | None = None,
+        config: BuildConfig | dict[str, Any] | None = None,
         engine: str | Engine = "threads",
         workers: int | None = None,
         worker_memory: int | None = None,
@@ -71,7 +71,8 @@ class BinaryGraph(IndexReader):
             ids: whole numbers from 0 to 2**63 - 1, unique, one a row; None takes those of the source, or 0 to N - 1.
             path: the folder to publish the index in: new, empty, or an index, which is replaced. None: it lives in
                 memory only.
-            config: how to build; also what later flushes and compactions use.
+            config: how to build, as a `BuildConfig` or its settings by name; also what later flushes and compactions
+                use.
             engine: ``'threads'``, ``'processes'`` or ``'ray'``, or an engine, which stays open.
             workers: of an engine given by name; None takes the CPUs that this process may use.
             worker_memory: bytes that a worker is planned to need.
@@ -81,29 +82,27 @@ class BinaryGraph(IndexReader):
             max_segments: more than these are merged.
 
         Raises:
-            ValueError: codes, ids, options or a folder that do not fit.
+            OSError: the folder cannot be made. That and another writer are found out before anything is built.
+            ValueError: codes, ids, options or a folder that do not fit, or another process writes to it.
         """
-        from alimm.projects.binary_graph.config import BuildConfig
-
-        config = BuildConfig() if config is None else config
+        config = building.config_of(config)
         limits = at_least_one("delta_limit", delta_limit), at_least_one("max_segments", max_segments)
         settings = Settings(config.to_dict(), *limits)
         folder = None if path is None else IndexFolder.for_writing(Path(path))
-        source: Any = codes if hasattr(codes, "read") else check_codes("codes", np.asarray(codes))
-        count, words = (source.count, source.words) if hasattr(codes, "read") else source.shape
+        source, count, words = building.source_of(codes)
         if ids is not None:
             ids = updates.check_ids(ids, count)
             updates.check_unique(ids)
         parts: tuple[Part, ...] = ()
-        if count:
-            with _engine(engine, workers, worker_memory) as runner, _bars(progress) as bars:
-                options = dict(
-                    config=config, engine=runner, worker_memory=worker_memory, run_dir=run_dir, progress=bars
-                )
-                parts = (Part.of(_build_segment(source, ids, **options)),)
-        view = View(words, parts, Delta.empty(words), next_id=parts[0].index.last + 1 if parts else 0)
-        if folder is not None:
-            with folder.locked():
+        with nullcontext() if folder is None else folder.locked():
+            if count:
+                with building.engine_of(engine, workers, worker_memory) as runner, building.bars(progress) as bars:
+                    options = dict(
+                        config=config, engine=runner, worker_memory=worker_memory, run_dir=run_dir, progress=bars
+                    )
+                    parts = (Part.of(building.build_segment(source, ids, **options)),)
+            view = View(words, parts, Delta.empty(words), next_id=parts[0].index.last + 1 if parts else 0)
+            if folder is not None:
                 view = folder.publish(view, settings)
         return cls(view, settings, folder)
 
@@ -247,35 +246,4 @@ class BinaryGraph(IndexReader):
         return updates.flushed(view, self._build_small, self._settings.max_segments)
 
     def _build_small(self, codes: NDArray[np.uint64], ids: NDArray[np.int64]) -> Segment:
-        return _build_segment(codes, ids, config=self._settings.config)
-
-
-def _build_segment(*arguments: Any, **options: Any) -> Segment:
-    from alimm.projects.binary_graph.pipeline import build_segment  # who only searches needs no builder
-
-    return build_segment(*arguments, **options)
-
-
-@contextmanager
-def _engine(engine: str | Engine, workers: int | None, worker_memory: int | None) -> Iterator[Engine]:
-    from alimm.projects.binary_graph.engine import make_engine
-
-    if not isinstance(engine, str):
-        yield engine
-        return
-    with make_engine(engine, workers, worker_memory) as made:
-        yield made
-
-
-@contextmanager
-def _bars(show: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    if not show:
-        yield None
-        return
-    from alimm.projects.binary_graph.engine import ProgressBars
-
-    bars = ProgressBars()
-    try:
-        yield bars
-    finally:
-        bars.close()
+        return building.build_segment(codes, ids, config=self._settings.config)

@@ -5,9 +5,11 @@
     data-<random>/features.npy    float32 or float16, mapped as int32 or uint16, ascending by id
     data-<random>/ids.npy         int64
     data-<random>/graph/          the folder of the `BinaryGraph`
+    saving.txt                    while somebody saves: the data folder that is written, and the one that goes then
+    .lock                         held by who saves
 
 Saving again writes another data folder, then replaces ``index.json``, then removes the former one: a kill leaves the
-old index or the new one.
+old index or the new one, and the next saving removes what was left. Nothing goes that no file of ours names.
 """
 
 from __future__ import annotations
@@ -35,11 +37,14 @@ from alimm.projects.binary_graph.array_files import (
     sync_folder,
     write_array,
 )
+from alimm.projects.binary_graph.wal import LOCK, writer_lock
 
 NAME = "index.json"
+SAVING = "saving.txt"
 FORMAT = "alimm binary graph index"
 VERSION = 1
 _DATA = re.compile(r"data-[0-9a-f]{16}")
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _LIMIT = 1 << 28
 _CARRIERS = {"float32": "<i4", "float16": "<u2"}
 """Features lie in the files as whole numbers of their width, the types that these files know."""
@@ -54,18 +59,34 @@ def write_index(path: Path, options: dict[str, Any], fill: Callable[[Path], dict
         fill: writes the files into the folder it is given, and returns what ``read_index`` is to return of them.
 
     Raises:
-        ValueError: the folder holds something else. It is left alone.
+        ValueError: the folder holds something else, an index that cannot be read, or another process saves there. It is
+            left alone.
     """
     if path.is_symlink() or path.exists():
         if not path.is_dir():
             raise ValueError(f"{path} is a file; an index of this kind is a folder of its own: choose another name")
-        foreign = [entry.name for entry in path.iterdir() if entry.name != NAME and not _DATA.fullmatch(entry.name)]
+        ours = (NAME, SAVING, LOCK)
+        foreign = [entry.name for entry in path.iterdir() if entry.name not in ours and not _DATA.fullmatch(entry.name)]
         if foreign:
             raise ValueError(f"{path} holds {sorted(foreign)[0]!r}, which is not of an index: choose another folder")
-    new = not path.exists()
-    path.mkdir(exist_ok=True)
+        _former(path)
+    try:
+        path.mkdir()
+        new = True
+    except FileExistsError:
+        new = False
+    with writer_lock(path):
+        _write_locked(path, new, options, fill)
+    if new:
+        sync_folder(path.parent)
+
+
+def _write_locked(path: Path, new: bool, options: dict[str, Any], fill: Callable[[Path], dict[str, Any]]) -> None:
+    former = _former(path)
+    _remove_unfinished(path, former)
     data = path / f"data-{os.urandom(8).hex()}"
     try:
+        replace_file(path / SAVING, [f"{data.name} {former or ''}".encode()])
         data.mkdir()
         body = {"format": FORMAT, "version": VERSION, "data": data.name, "options": options, "files": fill(data)}
         sync_folder(data)
@@ -74,14 +95,53 @@ def write_index(path: Path, options: dict[str, Any], fill: Callable[[Path], dict
         replace_file(path / NAME, [json.dumps({"crc32": zlib.crc32(text.encode()), "body": body}).encode()])
     except BaseException:
         shutil.rmtree(data, ignore_errors=True)
+        (path / SAVING).unlink(missing_ok=True)
         if new:
             shutil.rmtree(path, ignore_errors=True)
         raise
-    if new:
-        sync_folder(path.parent)
-    for entry in path.iterdir():
-        if _DATA.fullmatch(entry.name) and entry.name != data.name:
-            shutil.rmtree(entry, ignore_errors=True)
+    if former is not None:
+        shutil.rmtree(path / former, ignore_errors=True)
+    (path / SAVING).unlink(missing_ok=True)
+
+
+def _former(path: Path) -> str | None:
+    """The name of the data folder of the index that is there; None without one."""
+    try:
+        return str(_read_body(path / NAME)["data"])
+    except MissingFileError:
+        return None
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{path / NAME} is not of an index that can be replaced ({error}): choose another folder, or remove it"
+        ) from error
+
+
+def _remove_unfinished(path: Path, former: str | None) -> None:
+    """Remove the data folders that a saving which was killed left; the lock tells that none is under way."""
+    try:
+        with open_regular(path / SAVING) as stream:
+            names = stream.read(64).decode("ascii", "replace").split()
+    except DamagedIndexError:
+        return
+    for name in names:
+        if _DATA.fullmatch(name) and name != former:
+            shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _read_body(file: Path) -> dict[str, Any]:
+    """The content of the JSON file, which anybody may have written; one of ``_DAMAGE`` where it is not ours."""
+    with open_regular(file) as stream:
+        outer = json.loads(stream.read(_LIMIT))
+    body: dict[str, Any] = outer["body"]
+    if outer["crc32"] != zlib.crc32(json.dumps(body, sort_keys=True).encode()):
+        raise ValueError("its checksum does not match")
+    if body["format"] != FORMAT or not isinstance(body["version"], int):
+        raise ValueError(f"its format is {str(body['format'])[:80]!r}")
+    if body["version"] > VERSION:
+        raise ValueError(f"it was written by a newer alimm (version {body['version']}): upgrade")
+    if not _DATA.fullmatch(body["data"]):
+        raise ValueError("the name of its data folder is none")
+    return body
 
 
 @contextmanager
@@ -95,23 +155,13 @@ def reading(path: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]
     if not path.is_dir():
         raise ValueError(f"there is no index folder {path}")
     try:
-        with open_regular(file) as stream:
-            outer = json.loads(stream.read(_LIMIT))
-        body = outer["body"]
-        if outer["crc32"] != zlib.crc32(json.dumps(body, sort_keys=True).encode()):
-            raise ValueError("its checksum does not match")
-        if body["format"] != FORMAT or not isinstance(body["version"], int):
-            raise ValueError(f"its format is {str(body['format'])[:80]!r}")
-        if body["version"] > VERSION:
-            raise ValueError(f"it was written by a newer alimm (version {body['version']}): upgrade")
-        if not _DATA.fullmatch(body["data"]):
-            raise ValueError("the name of its data folder is none")
+        body = _read_body(file)
         yield path / body["data"], body["options"], body["files"]
     except MissingFileError as error:
         raise MissingFileError(path, f"is no index or incomplete: {error}") from error
     except DamagedIndexError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _DAMAGE as error:
         raise DamagedIndexError(file, f"or a file of its index is damaged: {error}") from error
 
 

@@ -114,9 +114,12 @@ def check_codes(name: str, codes: NDArray[Any], words: int | None = None) -> NDA
     elif codes.dtype.kind == "u" and codes.dtype.itemsize == _BYTES:
         width = codes.shape[1]
     else:
+        mend = "pack_bits makes them of booleans"
+        if codes.dtype == np.int64:
+            mend = f"if their bits are the codes, give {name}.view(np.uint64)"
         raise ValueError(
             f"{name} must be uint64 of shape (count, words) or uint8 of shape (count, 8 * words), got {codes.dtype}; "
-            "pack_bits makes them of booleans"
+            f"{mend}"
         )
     if words is not None and width != words:
         raise ValueError(f"{name} have {width * WORD_BITS} bits, the index has {words * WORD_BITS}")

@@ -134,7 +134,7 @@ def clean(folder: Path) -> int:
         if name is None:
             continue
         try:
-            dead = name["host"] == host and not _alive(int(name["pid"]))
+            dead = name["host"] == host and not is_alive(int(name["pid"]))
             if dead or time.time() - file.stat().st_mtime > STALE_SECONDS:
                 file.unlink()
                 removed += 1
@@ -143,7 +143,8 @@ def clean(folder: Path) -> int:
     return removed
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alimm.projects.binary_graph.array_files import write_array
 from alimm.projects.binary_graph.packing import check_codes
 from alimm.projects.binary_graph.source_base import BLOCK_ROWS, CodeSource, SourceBase, check_ids
 from alimm.projects.binary_graph.source_npy import NpySource
@@ -62,6 +62,7 @@ class ArraySource(SourceBase):
         """Write the arrays into ``folder`` and describe the files; what is there already is not written again.
 
         Raises:
+            OSError: they could not be written; no file that is cut short is left behind.
             ValueError: ``folder`` is None.
         """
         if folder is None:
@@ -72,19 +73,25 @@ class ArraySource(SourceBase):
 
 
 def _spill(folder: Path, name: str, array: NDArray[Any]) -> Path:
-    # The name holds the sum of all bytes, so a file that is there holds these rows.
-    path = folder / f"{name}-{zlib.crc32(array.data):08x}-{'x'.join(map(str, array.shape))}.npy"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    crc32 = zlib.crc32(array.data)
+    path = folder / f"{name}-{crc32:08x}-{'x'.join(map(str, array.shape))}.npy"
+    if not _holds(path, array, crc32):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_array(path, array)
     return path
+
+
+def _holds(path: Path, array: NDArray[Any], crc32: int) -> bool:
+    """Whether a file is there and holds the array, whatever its name says: a crash may have cut it short."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    if stored.shape != array.shape or stored.dtype != array.dtype or not stored.flags.c_contiguous:
+        return False
+    if path.stat().st_size != getattr(stored, "offset", 0) + array.nbytes:
+        return False
+    return zlib.crc32(stored.data) == crc32
 
 
 def open_source(description: dict[str, Any]) -> CodeSource:

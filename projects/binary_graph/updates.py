@@ -66,6 +66,8 @@ def new_ids(view: View, ids: Any, count: int) -> NDArray[np.int64]:
         ValueError: ids of a wrong kind, given twice, or live in the index.
     """
     if ids is None:
+        if not count:
+            return np.empty(0, np.int64)
         if view.next_id + count - 1 > LARGEST_ID:
             raise ValueError(f"there are no {count} numbers after id {view.next_id - 1}: give ids of your own")
         return np.arange(count, dtype=np.int64) + view.next_id

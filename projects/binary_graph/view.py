@@ -114,6 +114,9 @@ class _Plan:
             for part, rows in parts
             if len(rows)
         ]
+        for part, rows, _, choice in self._steps:
+            if choice.path == "graph" and not part.is_exact:
+                rows.nodes()  # here, where it is made once, and not in every thread
         paths = {choice.path for _, _, _, choice in self._steps} | ({"exact"} if len(delta) else set())
         self.path = "empty" if not paths else "mixed" if len(paths) > 1 else paths.pop()
 
@@ -124,7 +127,8 @@ class _Plan:
             if choice.path == "exact":
                 results.append(_scan(rows, queries, wanted))
                 continue
-            distances, ids = search_segment(part.segment, queries, wanted, choice.ef, rows.mask())
+            nodes = None if part.is_exact else rows.nodes()
+            distances, ids = search_segment(part.segment, queries, wanted, choice.ef, rows.mask(), nodes)
             short = np.flatnonzero(ids[:, wanted - 1] < 0)
             if len(short):
                 rescanned += len(short)

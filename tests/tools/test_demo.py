@@ -96,3 +96,25 @@ def test_one_epoch_end_to_end(tmp_path):
     found = json.loads((tmp_path / "my demo" / "figures.json").read_text())
     assert found["hog_color"]["accuracy/top1"] > 30
     assert 0.2 < found["color_recall"]["1"] < 0.3
+
+
+def test_the_catalogue_is_searched_with_the_index_asked_for(demo, tmp_path, monkeypatch):
+    asked = []
+
+    def embed(pictures):
+        rng = np.random.default_rng(len(pictures))
+        return rng.normal(size=(len(pictures), 32)).astype(np.float32)
+
+    monkeypatch.setattr(demo, "EmbeddingInferencer", lambda *_, **__: embed)
+    monkeypatch.setattr(demo.Page, "section", lambda self, title, text, *_: asked.append(text))
+    side = demo.read_side("test")
+    state = demo.Demo(None, tmp_path, demo.Page("", ""), side, side, index="BinaryGraphIndex")
+    demo.search_step(state)
+    assert "BinaryGraphIndex" in asked[0]
+    assert state.figures["recall"][1] == pytest.approx(1.0)  # each picture finds itself
+    assert (tmp_path / "catalogue.index").is_dir()
+
+
+def test_an_index_that_there_is_not(demo, tmp_path):
+    with pytest.raises(ValueError, match="there is no index 'Foo'"):
+        demo.main(["--index", "Foo", "--work-dir", str(tmp_path)])

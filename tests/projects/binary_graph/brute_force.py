@@ -61,7 +61,9 @@ def exact_segment(source: Any, ids: Any = None, **_: Any) -> Segment:
     )
 
 
-def exact_search(segment: Segment, queries: np.ndarray, k: int, ef: int, live_rows: Any = None) -> Any:
+def exact_search(
+    segment: Segment, queries: np.ndarray, k: int, ef: int, live_rows: Any = None, live_nodes: Any = None
+) -> Any:
     """`search_segment` without a graph."""
     assert ef >= k, "ef is raised to k"
     keep = np.ones(segment.num_rows, bool) if live_rows is None else np.asarray(live_rows)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from alimm.projects.binary_graph import BinaryGraph, BuildConfig
+from alimm.projects.binary_graph import BinaryGraph, BuildConfig, filters, view
 from alimm.projects.binary_graph.filters import Choice, Filter, choose
 from alimm.search import recall_at_k
 from tests.projects.binary_graph.brute_force import brute_force, random_codes
@@ -71,11 +75,54 @@ def test_allowed_rows_far_from_the_query_are_found_all_the_same(index, monkeypat
 def test_the_cheaper_path_is_chosen(index):
     assert index.search_filtered(QUERIES, 10, allowed=np.arange(1, 20)).report.path == "exact"
     part = index._view.parts[0]
-    assert choose(part, part.segment.num_rows, 10, 64) == Choice("graph", 64)
-    assert choose(part, part.segment.num_rows // 2, 10, 64) == Choice("exact", 0)
-    assert choose(part, part.segment.num_rows - 1, 1, 1) == Choice("graph", 2)
-    huge = choose(part, part.segment.num_rows, 10, 10**30)
-    assert huge == Choice("graph", part.segment.num_nodes)
+    rows, nodes = part.segment.num_rows, part.segment.num_nodes
+    assert choose(part, rows, 1, 5) == Choice("graph", 5)
+    assert choose(part, rows // 2, 1, 5) == Choice("exact", 0)
+    assert choose(part, rows - 1, 1, 1) == Choice("graph", 2)
+    # Also where every row is allowed: a wide beam is a slow way to look at all of them.
+    for k, ef in ((1, 10**4), (nodes, 1), (10, 10**30)):
+        assert choose(part, rows, k, ef) == Choice("exact", 0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 10**8), st.floats(1e-6, 1), st.integers(1, 16), st.integers(1, 10**5), st.integers(1, 10**5))
+def test_nothing_is_scanned_whose_walk_is_cheaper(count, share, words, k, ef):
+    segment = SimpleNamespace(codes=np.empty((0, words)), num_rows=count, num_nodes=count)
+    allowed = max(1, int(count * share))
+    k = min(k, allowed)
+    found = choose(SimpleNamespace(segment=segment, is_exact=False), allowed, k, max(ef, k))
+    beam = max(k, min(-(-max(ef, k) * count // allowed), count))
+    walk = beam * (300 + 0.5 * beam)
+    scan = 1000 + 0.15 * words * allowed + min(0.15 * k * k, 4 * allowed)
+    if allowed * 8 * (words + 1) > 64 << 20:
+        scan += 10 * allowed
+    assert found == (Choice("exact", 0) if scan < walk else Choice("graph", beam))
+
+
+def test_a_small_graph_is_walked_and_a_wide_beam_is_not():
+    """The figures that the costs stand for: 40,000 codes of 256 bits."""
+    segment = SimpleNamespace(codes=np.empty((0, 4)), num_rows=40_000, num_nodes=40_000)
+    part = SimpleNamespace(segment=segment, is_exact=False)
+    paths = [choose(part, 40_000, 10, ef).path for ef in (10, 64, 256, 1000, 40_000)]
+    assert paths == ["graph", "graph", "exact", "exact", "exact"]
+
+
+@pytest.mark.parametrize("allowed", [None, Filter(np.arange(COUNT))])
+def test_live_nodes_are_found_once(index, allowed, monkeypatch):
+    calls, given = [], []
+    walk, reduce = view.search_segment, filters.nodes_of
+    monkeypatch.setattr("alimm.projects.binary_graph.view.choose", lambda part, allowed, k, ef: Choice("graph", ef))
+    monkeypatch.setattr(filters, "nodes_of", lambda *arrays: calls.append(1) or reduce(*arrays))
+    monkeypatch.setattr(view, "search_segment", lambda *given_: given.append(given_[5]) or walk(*given_))
+    index._view = replace(index._view, parts=tuple(replace(part) for part in index._view.parts))  # nothing remembered
+    for threads in (1, 2):
+        _, ids, report = index.search_filtered(QUERIES, 10, allowed=allowed, threads=threads)
+        assert report.path == "mixed"  # the delta is scanned
+        assert recall(ids, np.arange(COUNT)) >= 0.95
+    assert calls == [1]
+    part = index._view.parts[0]
+    np.testing.assert_array_equal(given[0], np.logical_or.reduceat(part.live, part.segment.row_indptr[:-1]))
+    assert all(nodes is given[0] for nodes in given)
 
 
 def test_an_empty_filter_finds_nothing(index):
