@@ -16,9 +16,9 @@ from alimm_ops.graph.hamming_reference import NO_DISTANCE, NO_ID
 from alimm_ops.graph.lists_cpu import merge_lists
 
 PROBES = 8
-"""Centres whose entries are looked at."""
+"""Centres whose entries are looked at, at least; a wide beam looks at one for every eight places."""
 STARTS = 8
-"""Entries that a walk begins with."""
+"""Entries that a walk begins with, at least; a wide beam with one for every eight places."""
 EXACT_BLOCK = 1 << 16
 """Codes that a scan turns word-major at a time."""
 SORTED_FROM = 512
@@ -114,8 +114,10 @@ def _walk(
     segment: Segment, queries: NDArray[np.uint64], width: int, live_nodes: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
     plan = _plan(segment)
+    # A wider beam does not help where the walk is on the wrong island: it must also begin at more places.
+    probes, begin = max(PROBES, width // 8), max(STARTS, width // 8)
     starts = entry_points(
-        queries, plan.centres, segment.entry_indptr, segment.entry_nodes, plan.entry_codes, PROBES, STARTS
+        queries, plan.centres, segment.entry_indptr, segment.entry_nodes, plan.entry_codes, probes, begin
     )
     nodes, dists, _ = beam_search(
         queries, segment.codes, segment.indptr, segment.edges, starts, width, live_nodes, trusted=True

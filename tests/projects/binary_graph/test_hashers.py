@@ -217,7 +217,7 @@ def test_mistakes_are_named_and_change_nothing():
 def test_a_file_gives_the_same_hasher(name, tmp_path):
     x = blob()
     hasher = make_hasher(name, 128, seed=2**40 + 1).fit(x)
-    path = tmp_path / "Ordner ä" / "hasher.npz"
+    path = tmp_path / "Verzeichnis ä" / "hasher.npz"
     path.parent.mkdir()
     hasher.save(path)
     assert [entry.name for entry in path.parent.iterdir()] == ["hasher.npz"]
