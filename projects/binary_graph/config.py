@@ -40,7 +40,7 @@ class BuildConfig:
     hops: int = 22
     recall_target: float = 0.992
     probes: int = 500
-    degree: int = 16
+    degree: int = 15
     max_degree: int = 32
     alpha_percent: int = 110
     entry_share: int = 8

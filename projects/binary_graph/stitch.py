@@ -44,8 +44,10 @@ def stitch(run: RunFolder, part: int, entry_share: int) -> Output:
     bridges = _bridges(run, bounds, parents)
     cluster_starts = run.read("plan", 0, ["cluster_starts"])["cluster_starts"]
     entries = entry_mask(cluster_starts, entry_share)
-    names = np.unique(islands)
-    blind = np.setdiff1d(names, np.unique(islands[entries]))
+    names = _names(islands)
+    seen = np.zeros(num_nodes, bool)
+    seen[islands[entries]] = True
+    blind = names[~seen[names]]
     entries[blind] = True
 
     reached = entries.astype(np.uint8)
@@ -59,14 +61,19 @@ def stitch(run: RunFolder, part: int, entry_share: int) -> Output:
     }
 
 
+def _names(islands: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The least node of each island; no sorting, since that is what an island is called by."""
+    return np.flatnonzero(islands == np.arange(len(islands))).astype(np.int32)
+
+
 def _bridges(run: RunFolder, bounds: NDArray[np.int64], parents: NDArray[np.int32]) -> Pairs:
     """Edges between islands, both ways, as pairs (source, target); ``parents`` is left with one root."""
     found: list[tuple[int, int]] = []
     while True:
         islands = roots(parents)
-        names, members = np.unique(islands, return_inverse=True)
-        if len(names) <= 1:
+        if len(_names(islands)) <= 1:
             break
+        names, members = np.unique(islands, return_inverse=True)
         order = np.argsort(members, kind="stable")
         starts = np.searchsorted(members[order], np.arange(len(names) + 1))
         picks = starts[:-1, None] + (np.arange(SAMPLES) * np.diff(starts)[:, None]) // SAMPLES

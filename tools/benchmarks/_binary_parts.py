@@ -108,8 +108,9 @@ def makespan(chosen: sets.CodeSet, given: Any, data: dict[str, Any]) -> list[Cla
         return []
     print(model.table(stages, WORKERS))
     clusters = int(segment.info.get("clusters", 1))
-    within = [workers for workers in WORKERS if workers <= max(1, clusters // 20)]
-    results = {workers: model.simulate(stages, workers).efficiency for workers in WORKERS}
+    most = max(1, clusters // 20)
+    within = [*(workers for workers in WORKERS if workers < most), most]
+    results = {workers: model.simulate(stages, workers).efficiency for workers in sorted({*WORKERS, most})}
     data["makespan"] = {"efficiency": results, "clusters": clusters, "stages": [vars(stage) for stage in stages]}
     worst = min(within, key=lambda workers: results[workers])
     return [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from numpy.typing import NDArray
 
-from alimm_ops.graph import beam_cpu, packed_cpu
+from alimm_ops.graph import beam_cpu
 from alimm_ops.graph import beam_reference as reference
 from alimm_ops.graph.hamming_reference import hamming_matrix, nearest
 
@@ -51,11 +51,10 @@ def compare(
     ef: int,
     allowed: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int64]]:
-    """Both kernels and the oracle."""
+    """The kernel and the oracle."""
     expected = reference.beam_search(queries, *graph, starts, ef, allowed)
     same(beam_cpu.beam_search(queries, *graph, starts, ef, allowed), expected)
     same(beam_cpu.beam_search(queries, *graph, starts, ef, allowed, True), expected)
-    same(packed_cpu.packed_search(queries, graph[0], packed_cpu.pack(*graph), starts, ef, allowed), expected[:2])
     return expected
 
 
@@ -200,14 +199,11 @@ def test_read_only_arguments_stay_as_they_are(tmp_path: Any) -> None:
     compare(make_codes(1, 2, 4)[:, ::2], graph, np.array([[3, 0], [4, 0]], np.int32)[:, ::2], 5)
 
 
-@pytest.mark.parametrize("pack", [False, True])
-def test_arguments_of_a_search(pack: bool) -> None:
+def test_arguments_of_a_search() -> None:
     codes, indptr, edges = make_graph(2, 20, 1, 5)
     starts, allowed = np.zeros((20, 1), np.int32), np.ones(20, np.uint8)
 
     def search(queries: Any, codes: Any, indptr: Any, edges: Any, starts: Any, ef: int, allowed: Any) -> Any:
-        if pack:
-            return packed_cpu.packed_search(queries, codes, packed_cpu.pack(codes, indptr, edges), starts, ef, allowed)
         return beam_cpu.beam_search(queries, codes, indptr, edges, starts, ef, allowed)
 
     good = (codes, codes, indptr, edges, starts, 3, allowed)
