@@ -84,7 +84,7 @@ def test_build_and_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     for pattern in (
         r"^rows +300$", r"^distinct codes +150$", r"^duplicates +150 \(50\.0%\)$", r"^bits +128$", r"^seconds +\d",
-        r"^CPU seconds +\d", r"^peak memory +\d+\.\d MB$", r"^size .* bytes a row$",
+        r"^CPU seconds +\d", r"^peak memory +\d+\.\d [MG]B$", r"^size .* bytes a row$",
     ):  # fmt: skip
         assert re.search(pattern, text, re.MULTILINE), (pattern, text)
     check(out, np.concatenate([codes[:150]] * 2), np.arange(300))
