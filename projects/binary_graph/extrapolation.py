@@ -62,7 +62,7 @@ class Law:
 
 
 BUILD_LAWS = {
-    "centres": Law("linear", parallel=False),  # 20 codes a centre, each with all centres
+    "centres": Law("division", parallel=False),  # 20 codes a centre, compared as all codes are
     "assign": Law("division"),
     "stitch": Law("constant", parallel=False),
 }

@@ -15,6 +15,7 @@ import _binary_data as sets
 import _binary_measure as measure
 import _binary_rivals as rivals
 import numpy as np
+from numpy.typing import NDArray
 
 from alimm.report.benchmark import Claim, print_table
 
@@ -79,15 +80,46 @@ def growth(found: dict[tuple[str, int], measure.Record], sizes: list[int]) -> li
 
 
 def makespan(chosen: sets.CodeSet, given: Any, data: dict[str, Any]) -> list[Claim]:
-    """Efficiency of many workers: simulated from the receipts of a build through files."""
+    """Efficiency of many workers, simulated from the receipts of a build; and a model of far larger builds."""
+    from alimm.projects.binary_graph import extrapolation
+    from alimm.projects.binary_graph import makespan as model
+
+    base = np.ascontiguousarray(chosen.base)
+    # Compile first: the seconds of the tasks are to be those of their work.
+    _staged(base[: rivals.BinaryGraphLibrary.batch_width], given)
+    info, stages, checked = _staged(base, given)
+    stated = info.get("graph_recall")
+    data["lists"] = {"checked": checked, "stated": stated}
+    print(f"recall@{measure.K} of the neighbour lists, by an exact scan here: {checked:.4f}; the build says {stated}")
+    if not stages:
+        print(f"{chosen.name} is built without stages: no makespan")
+        return []
+    print(model.table(stages, WORKERS))
+    clusters = int(info.get("clusters", 1))
+    most = max(1, clusters // 20)
+    within = [*(workers for workers in WORKERS if workers < most), most]
+    results = {workers: model.simulate(stages, workers).efficiency for workers in sorted({*WORKERS, most})}
+    data["makespan"] = {"efficiency": results, "clusters": clusters, "stages": [vars(stage) for stage in stages]}
+    _, fewer, _ = _staged(base[: len(base) // 4], given)
+    sizes = [(len(base) // 4, fewer), (len(base), stages)]
+    try:
+        print(extrapolation.extrapolate([extrapolation.Measurement(*pair) for pair in sizes]))
+    except ValueError as error:  # too small a set has no graph, or other stages
+        print(f"no extrapolation: {error}")
+    worst = min(within, key=lambda workers: results[workers])
+    return [
+        Claim(f"simulated efficiency, up to {within[-1]} workers ({clusters} clusters)",
+              f"{results[worst]:.2f} with {worst}", f"at least {EFFICIENCY_BOUND:g}",
+              results[worst] >= EFFICIENCY_BOUND)
+    ]  # fmt: skip
+
+
+def _staged(base: NDArray[np.uint64], given: Any) -> tuple[dict[str, Any], list[Any], float]:
+    """Build through files: what the build says of itself, its stages in order, the checked recall of its lists."""
     from alimm.projects.binary_graph import makespan as model
     from alimm.projects.binary_graph.pipeline import build_segment
     from alimm.projects.binary_graph.store import RunFolder
 
-    base = np.ascontiguousarray(chosen.base)
-    # Compile first: the seconds of the tasks are to be those of their work.
-    warm = base[: rivals.BinaryGraphLibrary.batch_width]
-    build_segment(warm, config=_config(given), engine=_engine("threads", 1))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         segment = build_segment(base, config=_config(given), engine=_engine("threads", 1), run_dir=run)
@@ -99,25 +131,7 @@ def makespan(chosen: sets.CodeSet, given: Any, data: dict[str, Any]) -> list[Cla
         )
         opened = RunFolder.attach(run)
         stages = [stage for stage in model.stages_of(opened, names) if stage.cpu_seconds] if names else []
-        checked = list_recall(opened, names)
-    stated = segment.info.get("graph_recall")
-    data["lists"] = {"checked": checked, "stated": stated}
-    print(f"recall@{measure.K} of the neighbour lists, by an exact scan here: {checked:.4f}; the build says {stated}")
-    if not stages:
-        print(f"{chosen.name} is built without stages: no makespan")
-        return []
-    print(model.table(stages, WORKERS))
-    clusters = int(segment.info.get("clusters", 1))
-    most = max(1, clusters // 20)
-    within = [*(workers for workers in WORKERS if workers < most), most]
-    results = {workers: model.simulate(stages, workers).efficiency for workers in sorted({*WORKERS, most})}
-    data["makespan"] = {"efficiency": results, "clusters": clusters, "stages": [vars(stage) for stage in stages]}
-    worst = min(within, key=lambda workers: results[workers])
-    return [
-        Claim(f"simulated efficiency, up to {within[-1]} workers ({clusters} clusters)",
-              f"{results[worst]:.2f} with {worst}", f"at least {EFFICIENCY_BOUND:g}",
-              results[worst] >= EFFICIENCY_BOUND)
-    ]  # fmt: skip
+        return segment.info, stages, list_recall(opened, names)
 
 
 def list_recall(run: Any, names: list[str], sample: int = 500) -> float:
