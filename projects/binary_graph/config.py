@@ -94,16 +94,20 @@ class Sizes:
     Attributes:
         chunk_rows: rows of the input that a task reads.
         part_nodes: distinct codes in a part, about.
+        round_rows: nodes whose lists a task of a round improves at a time.
     """
 
     chunk_rows: int
     part_nodes: int
+    round_rows: int
 
 
 WORKER_MEMORY = 1 << 30
 """Bytes that a task may need where nobody says."""
 _TASKS = 80
 _SMALLEST = 8192
+_HALO = 40
+"""Nodes that a round must know for each that it improves; measured on diffuse codes."""
 
 
 def plan_sizes(rows: int, words: int, config: BuildConfig, worker_memory: int | None = None) -> Sizes:
@@ -126,4 +130,5 @@ def plan_sizes(rows: int, words: int, config: BuildConfig, worker_memory: int | 
             f"{least * node_bytes} bytes or more, or lower cluster_size and max_cluster"
         )
     part_nodes = max(least, min(max(_SMALLEST, -(-rows // _TASKS)), most))
-    return Sizes(chunk_rows=part_nodes, part_nodes=part_nodes)
+    round_bytes = _HALO * (10 * config.neighbours + 16 * words)
+    return Sizes(chunk_rows=part_nodes, part_nodes=part_nodes, round_rows=max(256, memory // round_bytes))

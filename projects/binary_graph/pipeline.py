@@ -225,7 +225,12 @@ class _Build:
                 # Propagation from good lists is worth more than twice that from bad ones.
                 stage = self.wave(waves, stage)
                 waves += 1
-            payload = {"stage": stage, "width": min(config.hops, k), "first_round": number == 0}
+            payload = {
+                "stage": stage,
+                "width": min(config.hops, k),
+                "first_round": number == 0,
+                "block": self.sizes.round_rows,
+            }
             stage = f"round-{number + 1}"
             self.stage(stage, self.parts, "stage_lists:propagation", payload)
             recalls.append(sampled_recall(run, stage))

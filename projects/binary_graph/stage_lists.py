@@ -173,39 +173,59 @@ def incoming(
     return insert_edges(targets.astype(np.int32), sources, dists, flags, size, keep)
 
 
-def propagation(run: RunFolder, part: int, stage: str, width: int, first_round: bool) -> Output:
-    """One round for the nodes of the part."""
+def propagation(run: RunFolder, part: int, stage: str, width: int, first_round: bool, block: int) -> Output:
+    """One round for the nodes of the part, ``block`` of them at a time: their halo is far larger than they are."""
     bounds = read_bounds(run)
     own = run.read(stage, part, ["ids", "dists", "fresh"])
     back, _, back_fresh = incoming(run, stage, part, width, own, not first_round)
     hops = np.concatenate([own["ids"][:, :width], back], axis=1)
     hop_fresh = np.concatenate([own["fresh"][:, :width], back_fresh | np.uint8(first_round)], axis=1)
-    nodes = np.arange(bounds[part], bounds[part + 1], dtype=np.int32)
+    found, halo = [], 0
+    for first in range(0, len(hops), block):
+        rows = slice(first, min(first + block, len(hops)))
+        lists, known = _propagated(run, stage, bounds, own, rows, part, hops[rows], hop_fresh[rows], width)
+        found.append(lists)
+        halo = max(halo, known)
+    ids, dists, fresh = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return with_crossing(bounds, part, ids, dists, fresh), {"fresh": int(fresh.sum()), "halo": halo}
 
+
+def _propagated(
+    run: RunFolder,
+    stage: str,
+    bounds: NDArray[np.int64],
+    own: Arrays,
+    rows: slice,
+    part: int,
+    hops: NDArray[np.int32],
+    hop_fresh: NDArray[np.uint8],
+    width: int,
+) -> tuple[tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.uint8]], int]:
+    """The new lists of some rows of a part, and how many other nodes had to be known for that."""
+    nodes = np.arange(bounds[part] + rows.start, bounds[part] + rows.stop, dtype=np.int32)
     neighbours = Renumbering(int(bounds[-1]))
     neighbours.add(nodes)
     neighbours.add(hops)
     near = neighbours.finish()
-    outside = near[(near < bounds[part]) | (near >= bounds[part + 1])]
-    lists = {name: stage for name in ("ids", "dists", "fresh")}
-    halo = fetch_rows(run, lists, bounds, outside)
+    outside = near[(near < nodes[0]) | (near > nodes[-1])]
+    halo = fetch_rows(run, {name: stage for name in ("ids", "dists", "fresh")}, bounds, outside)
+    own_ids, own_dists, own_fresh = own["ids"][rows], own["dists"][rows], own["fresh"][rows]
     everything = Renumbering(int(bounds[-1]))
     everything.add(near)
-    everything.add(own["ids"])
+    everything.add(own_ids)
     everything.add(halo["ids"][:, :width])
     known = everything.finish()
     codes = fetch_rows(run, {"codes": "gather"}, bounds, known)["codes"]
 
-    k = own["ids"].shape[1]
-    ids, dists = empty_lists(len(known), k)
+    ids, dists = empty_lists(len(known), own_ids.shape[1])
     fresh = np.zeros(ids.shape, np.uint8)
     own_places, halo_places = everything.places(nodes), everything.places(outside)
-    ids[own_places], dists[own_places], fresh[own_places] = everything.places(own["ids"]), own["dists"], own["fresh"]
+    ids[own_places], dists[own_places], fresh[own_places] = everything.places(own_ids), own_dists, own_fresh
     ids[halo_places, :width] = everything.places(halo["ids"][:, :width])
     dists[halo_places, :width], fresh[halo_places, :width] = halo["dists"][:, :width], halo["fresh"][:, :width]
     found, far, new = propagate(codes, ids, dists, fresh, own_places, everything.places(hops), hop_fresh, width)
     found = np.where(found >= 0, known[found], NO_ID).astype(np.int32)
-    return with_crossing(bounds, part, found, far, new), {"fresh": int(new.sum()), "halo": len(known) - len(nodes)}
+    return (found, far, new), len(known) - len(nodes)
 
 
 def truth(run: RunFolder, part: int) -> Output:
