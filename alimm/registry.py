@@ -9,6 +9,8 @@ nowhere is answered with its near matches.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -20,11 +22,14 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry as _Registry
+
+from alimm.extras import require
 
 PLUGIN_GROUP = "alimm.plugins"
 _loaded_plugins: set[str] = set()
@@ -50,11 +55,51 @@ def load_plugins() -> list[str]:
     return sorted(_loaded_plugins)
 
 
+class _Lazy:
+    """Stands for a part whose module is imported when somebody asks for it."""
+
+    module: str
+    needs: str
+
+
 class Registry(_Registry):
     """MMEngine's registry that also looks into the installed plugins."""
 
+    def register_lazy(self, name: str, module: str, needs: str) -> None:
+        """Register a part without importing it, since that brings in a heavy or optional package.
+
+        Args:
+            name: of the part.
+            module: where it registers itself under that name when it is imported.
+            needs: the package; where it is not installed, asking for the part says which extra brings it.
+        """
+        if name not in self._module_dict:
+            self._module_dict[name] = type(name, (_Lazy,), {"module": module, "needs": needs})
+
+    def _register_module(
+        self, module: Callable[..., Any], module_name: str | list[str] | None = None, force: bool = False
+    ) -> None:
+        names = [module_name or module.__name__] if not isinstance(module_name, list) else module_name
+        for name in names:
+            if _is_lazy(self._module_dict.get(name)):
+                del self._module_dict[name]
+        super()._register_module(module, module_name, force)
+
     def get(self, key: str) -> Any:
-        """Return the class or function registered as ``key`` (with or without a scope), or None."""
+        """Return the class or function registered as ``key`` (with or without a scope), or None.
+
+        Raises:
+            ImportError: it is known, and the optional package that it needs is not installed.
+        """
+        found = self._find(key)
+        if _is_lazy(found):
+            require(found.needs, f"alimm.{found.__name__}")
+            import_module(found.module)
+            found = super().get(key)
+            assert not _is_lazy(found), f"{key} does not register itself"
+        return found
+
+    def _find(self, key: str) -> Any:
         found = super().get(key)
         if found is None and isinstance(key, str) and (key.startswith("alimm.") or "." not in key):
             before = len(_loaded_plugins)
@@ -62,6 +107,10 @@ class Registry(_Registry):
             if len(_loaded_plugins) > before:
                 found = super().get(key)
         return found
+
+
+def _is_lazy(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, _Lazy)
 
 
 def _child(parent: _Registry, *locations: str) -> Registry:
@@ -77,6 +126,7 @@ HOOKS = _child(MMENGINE_HOOKS, "alimm.hooks")
 LOOPS = _child(MMENGINE_LOOPS, "alimm.hooks")
 METRICS = _child(MMENGINE_METRICS, "alimm.evaluation")
 OPTIMIZERS = _child(MMENGINE_OPTIMIZERS, "alimm.optim")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, "alimm.optim")
 OPTIM_WRAPPERS = _child(MMENGINE_OPTIM_WRAPPERS, "alimm.optim")
 PARAM_SCHEDULERS = _child(MMENGINE_PARAM_SCHEDULERS, "alimm.optim")
 MODEL_WRAPPERS = _child(MMENGINE_MODEL_WRAPPERS, "alimm.distributed")

@@ -83,3 +83,51 @@ def test_nothing_near_gives_nothing():
 def test_mmengines_own_lookup_is_unharmed():
     assert MMENGINE_HOOKS.get("NoSuchHook") is None
     assert DATASETS.get("mmdet.NoSuchDataset") is None
+
+
+def lazy_registry(tmp_path, monkeypatch, name):
+    module = f"lazy_part_{name.lower()}"
+    (tmp_path / f"{module}.py").write_text(
+        f"from alimm.registry import HOOKS\n@HOOKS.register_module()\nclass {name}:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return module
+
+
+def test_a_lazy_part_is_imported_when_it_is_asked_for(tmp_path, monkeypatch):
+    module = lazy_registry(tmp_path, monkeypatch, "LateHook")
+    HOOKS.register_lazy("LateHook", module, needs="numpy")
+    assert HOOKS.get("ClassCountsHook") is not None
+    assert not isinstance(object(), HOOKS.module_dict["LateHook"]), "is_model_wrapper asks this of every part"
+    assert module not in sys.modules
+    assert MMENGINE_HOOKS.get("alimm.LateHook").__module__ == module
+    assert HOOKS.build(dict(type="LateHook")) is not None
+    HOOKS.register_lazy("LateHook", "no.such.module", needs="numpy")
+    assert HOOKS.get("LateHook").__module__ == module, "what is imported already stays"
+
+
+def test_a_lazy_part_whose_package_is_missing_names_the_extra(tmp_path, monkeypatch):
+    module = lazy_registry(tmp_path, monkeypatch, "LaterHook")
+    HOOKS.register_lazy("LaterHook", module, needs="mmseg")
+    monkeypatch.setitem(sys.modules, "mmseg", None)
+    with pytest.raises(ImportError, match=r"alimm.LaterHook needs mmseg.*pip install 'alimm\[seg\]'"):
+        HOOKS.get("LaterHook")
+
+
+def test_a_second_part_of_one_name_is_still_refused(tmp_path, monkeypatch):
+    module = lazy_registry(tmp_path, monkeypatch, "LatestHook")
+    HOOKS.register_lazy("LatestHook", module, needs="numpy")
+    assert HOOKS.get("LatestHook") is not None
+    with pytest.raises(KeyError, match="already registered"):
+        HOOKS.register_module(name="LatestHook", module=dict)
+
+
+def test_a_heavy_plugin_is_not_imported_with_the_others():
+    code = (
+        "import sys; from alimm.registry import HOOKS, load_plugins; load_plugins();"
+        "assert 'alimm.projects.dcaa' in sys.modules and 'mmseg' not in sys.modules;"
+        "from mmengine.registry import MODELS; print(MODELS.get('alimm.ConditionDecoder').__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "alimm.projects.dcaa.decoder"
