@@ -231,7 +231,9 @@ class AdaBNHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Save the source's statistics where the target's are in the model only for a validation."""
-        if self._source is not None and not self.keep:
+        # MMEngine saves the newest checkpoint again after a validation that was the best. A run may go on from that
+        # one, so it gets the source's; the best one itself comes without the optimiser's state.
+        if self._source is not None and ("optimizer" in checkpoint or not self.keep):
             weights = checkpoint["state_dict"]
             for name, value in self._source.items():
                 weights[name] = value.to(weights[name].device)

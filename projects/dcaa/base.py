@@ -199,7 +199,7 @@ class AdaptationSegmentor(EncoderDecoder):
     def _log(self, losses: Losses, logs: Losses) -> Tensor:
         total, shown = self.parse_losses(losses)
         shown.pop("loss", None)
-        logs.update(shown)
+        logs.update({name: value.detach() for name, value in shown.items()})  # a log must not hold a graph
         logs["loss"] = logs.get("loss", 0.0) + total.detach()
         return total
 
@@ -270,6 +270,13 @@ class AdaptationSegmentor(EncoderDecoder):
                 f"the labels of {name} are {tuple(labels.data.shape[-2:])} and the picture is "
                 f"{tuple(picture.shape[-2:])}: resize both alike (mmseg's Resize and RandomCrop do)"
             )
+        ignore = self.decode_head.ignore_index
+        wrong = labels.data[((labels.data < 0) | (labels.data >= self.num_classes)) & (labels.data != ignore)]
+        if wrong.numel():  # on a GPU the loss would only say that an assertion failed
+            raise ValueError(
+                f"the labels of {name} have the value {int(wrong[0])}; classes are 0 .. {self.num_classes - 1}, and "
+                f"{ignore} is left out: set num_classes, reduce_zero_label or the data set's map of labels"
+            )
 
     @property
     def _named(self) -> bool:
@@ -280,8 +287,10 @@ def condition_names(conditions: Sequence[str] | int, who: str) -> tuple[str, ...
     """Names of the conditions; a number becomes ``condition0``, ``condition1``, ...
 
     Raises:
-        ValueError: none, or a name twice.
+        ValueError: none, a name twice, or one text.
     """
+    if isinstance(conditions, str):
+        raise ValueError(f"{who} takes a list of conditions or their number, got the text {conditions!r}")
     if isinstance(conditions, int):
         names = tuple(f"condition{k}" for k in range(conditions))
     else:

@@ -182,7 +182,7 @@ def _in_package(bundle: CutOutPackage, chosen: Callable[[str], bool], deb: Path)
 
 
 def _checked(bundle: CutOutPackage, files: dict[str, bytes], where: str) -> dict[str, bytes]:
-    if not (digest := listing_of(files)):
+    if (digest := listing_of(files)) != bundle.listing:
         raise ValueError(
             f"{where} does not hold the pictures of {bundle.package.name} {bundle.package.version}: expected the "
             f"digest {bundle.listing} over the chosen files, got {digest} over {len(files)}. Fetch that version and "

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.model import ModuleList
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from alimm.projects.dcaa.decoder import conv_block
 from alimm.registry import MODELS
 
+_SUGGESTED = (
+    "Use a convolutional head such as FCNHead, ASPPHead, DepthwiseSeparableASPPHead, UPerHead, SegformerHead or "
+    "alimm.ConditionDecoder"
+)
 _SHARED = ("loss_decode", "ignore_index", "align_corners", "norm_cfg", "sampler", "threshold", "out_channels")
 
 
@@ -61,7 +67,8 @@ class AttentiveFusionHead(BaseDecodeHead):
         init_cfg: as in ``BaseDecodeHead``.
 
     Raises:
-        ValueError: ``num_conditions`` is less than 1, or the branch does not end with ``cls_seg``.
+        ValueError: ``num_conditions`` is less than 1, or the branch is not a single head that ends with
+            ``cls_seg``.
     """
 
     def __init__(
@@ -91,7 +98,7 @@ class AttentiveFusionHead(BaseDecodeHead):
         self.num_conditions = num_conditions
         self.attention = attention
         self.checkpoint_branches = checkpoint_branches
-        self.branches = nn.ModuleList(branches)
+        self.branches = ModuleList(branches)  # MMEngine's: init_weights reaches them
         self.classifiers = nn.ModuleList(nn.Conv2d(width, self.out_channels, 1) for _ in branches)
         self.attend = nn.Sequential(
             conv_block(width * num_conditions, fused, dropout=dropouts[0]),
@@ -123,7 +130,10 @@ class AttentiveFusionHead(BaseDecodeHead):
 
     def _decode(self, branch: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
         if not (self.checkpoint_branches and torch.is_grad_enabled()):
-            return branch(inputs)
+            decoded = branch(inputs)
+            if not isinstance(decoded, Tensor):
+                raise ValueError(f"{_refused(branch)} it has several outputs. {_SUGGESTED}")
+            return decoded
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in branch.modules()):
             raise ValueError(
                 "checkpoint_branches runs the decoders twice, and batch norm would update its statistics twice: set "
@@ -139,10 +149,12 @@ class AttentiveFusionHead(BaseDecodeHead):
 def _without_classifier(branch: nn.Module) -> Any:
     classifier = getattr(branch, "conv_seg", None)
     if not isinstance(branch, BaseDecodeHead) or not isinstance(classifier, nn.Conv2d):
-        raise ValueError(
-            f"{type(branch).__name__} cannot be the decoder of a condition: it has no classifier `conv_seg` behind its "
-            "features. Use a convolutional head such as FCNHead, ASPPHead, DepthwiseSeparableASPPHead, UPerHead, "
-            "SegformerHead or alimm.ConditionDecoder"
-        )
+        raise ValueError(f"{_refused(branch)} it has no classifier `conv_seg` behind its features. {_SUGGESTED}")
+    if isinstance(branch, BaseCascadeDecodeHead):
+        raise ValueError(f"{_refused(branch)} it refines the output of another head. {_SUGGESTED}")
     branch.conv_seg = nn.Identity()
     return branch
+
+
+def _refused(branch: nn.Module) -> str:
+    return f"{type(branch).__name__} cannot be the decoder of a condition:"

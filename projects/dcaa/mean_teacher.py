@@ -155,7 +155,8 @@ class MeanTeacherSegmentor(PlainSegmentor):
             )
         source_labels = torch.cat([sample.gt_sem_seg.data for sample in source.samples]).long()
         turn = torch.arange(len(target.inputs), device=source_labels.device) % len(source.inputs)
-        return class_mix(source.inputs[turn], source_labels[turn], target.inputs, labels, weights)
+        ignore = self.decode_head.ignore_index
+        return class_mix(source.inputs[turn], source_labels[turn], target.inputs, labels, weights, ignore_index=ignore)
 
     def _augmented(self, inputs: Tensor) -> Tensor:
         mean: Any = getattr(self.data_preprocessor, "mean", None)

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial, ambivalence
@@ -87,6 +88,11 @@ class DCAASegmentor(AdaptationSegmentor):
                 f"{getattr(self.decode_head, 'num_conditions', 'none')}: set decode_head.num_conditions, or give the "
                 "head of one condition alone"
             )
+        if self.out_channels != self.num_classes:
+            raise ValueError(
+                f"DCAASegmentor takes the softmax over {self.num_classes} classes, and its decode head has "
+                f"{self.out_channels} output: leave out_channels out of it, and take use_sigmoid=False in its loss"
+            )
         if adversarial_weight < 0:
             raise ValueError(f"adversarial_weight is at least 0, got {adversarial_weight}")
         self.conditions = condition_names(conditions, "DCAASegmentor")
@@ -96,11 +102,13 @@ class DCAASegmentor(AdaptationSegmentor):
         self.global_after = global_after
         self.release_compat = release_compat
         options = dict(type="alimm.PixelDiscriminator", in_channels=self.out_channels, **(discriminator or {}))
-        self.discriminators = nn.ModuleList(MODELS.build(options) for _ in range(len(names) + 1))
+        self.discriminators = ModuleList([MODELS.build(options) for _ in range(len(names) + 1)])
         self.self_training = None if self_training is None else SelfTraining.of(self_training, release_compat)
         self.teacher = None
         if self.self_training is not None:
             self.teacher = Teacher(self._taught(), self.self_training.momentum, self.self_training.interval)
+        if self.stage == "self_train":
+            self._check_teacher()
         self.register_buffer("stage_steps", torch.tensor(0))
         weights = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
         if weights is not None and weights.shape != (self.num_classes,):
@@ -117,18 +125,28 @@ class DCAASegmentor(AdaptationSegmentor):
 
     def enter_stage(self, stage: str) -> None:
         """Move to a stage; self-training begins with the teacher copied from what is there."""
-        if stage == "self_train" and self.teacher is None:
-            raise ValueError("DCAASegmentor has no stage self_train without self_training=dict(...)")
+        if stage == "self_train":
+            self._check_teacher()
         super().enter_stage(stage)
         self.stage_steps.zero_()
         if stage == "self_train":
             self.teacher.copy_from(self._taught())
 
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            raise ValueError("DCAASegmentor has no stage self_train without self_training=dict(...)")
+
     def segmentor_losses(self, batch: StepBatch) -> Iterator[Losses]:
         """The source's part, then the target's."""
+        if self.stage == "self_train":
+            self._check_teacher()  # the stage may come from a checkpoint
+            if int(self.stage_steps) == 0:  # and weights may have been loaded since the stage was entered
+                self.teacher.copy_from(self._taught())
         yield self._source_losses(batch)
         if self.stage != "source":
-            yield self._target_losses(batch)
+            losses = self._target_losses(batch)
+            if losses:  # there are none before `global_after` or where all terms are off
+                yield losses
 
     def _source_losses(self, batch: StepBatch) -> Losses:
         source = batch.source
@@ -284,10 +302,13 @@ class DCAASegmentor(AdaptationSegmentor):
         """What lies behind a prediction, for pictures (N, 3, H, W) as the preprocessor leaves them.
 
         Returns:
-            ``att`` logits (N, C, h, w), ``cond`` K of them, ``mask`` (N, K, h, w), ``ambivalence`` (N, h, w).
+            ``att`` logits (N, C, h, w), ``cond`` K of them, ``mask`` (N, K, h, w), ``ambivalence`` (N, h, w), which is
+            None for pictures that are too small for the discriminator.
         """
         outputs = self.decode_head.forward_all(self.extract_feat(inputs))
-        d = ambivalence.ambivalence(outputs.att, self.discriminators[-1])
+        judge = self.discriminators[-1]
+        small = min(outputs.att.shape[2:]) < judge.minimum_size
+        d = None if small else ambivalence.ambivalence(outputs.att, judge)
         return {"att": outputs.att, "cond": outputs.cond, "mask": outputs.mask, "ambivalence": d}
 
     def _spread_stock_head(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -305,6 +326,8 @@ class DCAASegmentor(AdaptationSegmentor):
 
 
 def _fusion_config(decode_head: dict[str, Any], num_conditions: int) -> dict[str, Any]:
+    if not isinstance(decode_head, dict):
+        raise ValueError(f"DCAASegmentor takes one decode_head=dict(...), not a cascade, got {decode_head!r}")
     kind = decode_head["type"]
     name = kind if isinstance(kind, str) else kind.__name__
     if name.rpartition(".")[2] == "AttentiveFusionHead":

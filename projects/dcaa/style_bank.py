@@ -68,8 +68,7 @@ class StyleBank:
                 "alimm.ConditionSegDataset"
             )
         ids = np.asarray(dataset.condition_ids())
-        self.references: dict[str, list[StyleReference]] = {}
-        self._pixels: dict[str, list[int]] = {}
+        self._clear()
         for number, name in enumerate(dataset.conditions):
             members = np.flatnonzero(ids == number)
             if len(members) == 0:
@@ -99,8 +98,7 @@ class StyleBank:
         """
         if condition != POOLED or POOLED in self.references:
             return self._of(condition)[0].pooled
-        everything = [reference.stats for some in self.references.values() for reference in some]
-        return pool_statistics(everything, [count for some in self._pixels.values() for count in some])
+        return self._pooled
 
     def draw(self, condition: str) -> StyleReference:
         """One picture of a condition, or of all for ``'pooled'``, by the global state of NumPy.
@@ -113,8 +111,6 @@ class StyleBank:
             return some[np.random.randint(len(some))]
         everything = [reference for some in self.references.values() for reference in some]
         drawn = everything[np.random.randint(len(everything))]
-        if self._pooled is None:
-            self._pooled = self.stats(POOLED)
         return dataclasses.replace(drawn, condition=POOLED, pooled=self._pooled)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -136,7 +132,7 @@ class StyleBank:
             ValueError: the file is missing, or is no bank of styles.
         """
         bank = cls.__new__(cls)
-        bank.references, bank._pixels = {}, {}
+        bank._clear()
         try:
             with np.load(path, allow_pickle=False) as file:
                 for number, name in enumerate(file["conditions"].tolist()):
@@ -152,13 +148,17 @@ class StyleBank:
             ) from error
         return bank
 
-    _pooled: ColourStats | None = None
+    def _clear(self) -> None:
+        self.references: dict[str, list[StyleReference]] = {}
+        self._pixels: dict[str, list[int]] = {}
 
     def _add(self, name: str, images: list[NDArray[np.uint8]], stats: list[ColourStats], pixels: list[int]) -> None:
         pooled = pool_statistics(stats, pixels)
         pairs = zip(images, stats, strict=True)
         self.references[name] = [StyleReference(name, image, own, pooled) for image, own in pairs]
         self._pixels[name] = pixels
+        everything = [reference.stats for some in self.references.values() for reference in some]
+        self._pooled = pool_statistics(everything, [count for some in self._pixels.values() for count in some])
 
     def _of(self, condition: str) -> list[StyleReference]:
         if condition not in self.references:

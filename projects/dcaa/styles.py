@@ -256,7 +256,7 @@ def _uses_reference(dataset: Any) -> bool:
         return all(_uses_reference(part) for part in dataset.datasets)
     if hasattr(dataset, "dataset"):
         return _uses_reference(dataset.dataset)
-    return any(getattr(one, "uses_style_reference", False) for one in _flat(dataset.pipeline))
+    return any(getattr(one, "uses_style_reference", False) for one in _flat(getattr(dataset, "pipeline", None)))
 
 
 def _flat(transform: Any) -> Iterator[Any]:

@@ -37,7 +37,7 @@ FLAT = 1e-3
 
 @dataclass(frozen=True)
 class ColourStats:
-    """Mean and standard deviation of L*, a* and b*, float64 (3,) each: L* of 0 to 100, a* and b* of about -110 to 110."""
+    """Mean and standard deviation of L*, a*, b*, float64 (3,) each; L* of 0 to 100, a* and b* of about -110 to 110."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -116,6 +116,8 @@ def pool_statistics(each: Sequence[ColourStats], pixels: Sequence[int]) -> Colou
     """
     if len(each) == 0:
         raise ValueError("colour statistics need at least one picture, got none")
+    if len(each) == 1:
+        return each[0]
     means, stds = np.stack([stats.mean for stats in each]), np.stack([stats.std for stats in each])
     mean = np.average(means, axis=0, weights=pixels)
     variance = np.average(np.square(stds) + np.square(means - mean), axis=0, weights=pixels)
@@ -214,7 +216,7 @@ def fda(
     if amplitude.shape != (2 * half + 1, half + 1, 3):
         raise ValueError(
             f"beta={beta:g} on a picture of {height}x{width} needs an amplitude of shape "
-            f"{(2 * half + 1, half + 1, 3)}, got {amplitude.shape}: take it at the same size, or give the reference picture"
+            f"{(2 * half + 1, half + 1, 3)}, got {amplitude.shape}: take it at the same size, or give the reference"
         )
     spectrum = np.fft.rfft2(image.astype(np.float32), axes=(0, 1))
     rows = np.arange(-half, half + 1) % height

@@ -10,10 +10,12 @@ from alimm.projects.dcaa.styles import StyledDataset, StyliseSource
 from alimm.projects.dcaa.synthetic.dataset import SyntheticWeatherDataset
 
 conditions = ("clear", "fog", "rain", "night", "snow")
-num_classes = 8
+# How far the target's colours are from the source's, and how strong its weather is.
+gap = dict(alpha=0.5, severity=0.7)
 
 source_dataset = dict(
     type=SyntheticWeatherDataset,
+    **gap,
     domain="source",
     num=400,
     with_labels=True,
@@ -27,11 +29,18 @@ styled_source_dataset = dict(
         "pipeline": [dict(type=RandomFlip, prob=0.5), dict(type=StyliseSource), dict(type=PackConditionInputs)],
     },
     styles=dict(
-        type=SyntheticWeatherDataset, domain="target", num=120, conditions=conditions, with_labels=False, pipeline=[]
+        type=SyntheticWeatherDataset,
+        **gap,
+        domain="target",
+        num=120,
+        conditions=conditions,
+        with_labels=False,
+        pipeline=[],
     ),
 )
 target_dataset = dict(
     type=SyntheticWeatherDataset,
+    **gap,
     domain="target",
     num=120,
     conditions=conditions,
@@ -49,6 +58,7 @@ val_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=False),
     dataset=dict(
         type=SyntheticWeatherDataset,
+        **gap,
         domain="target",
         split="val",
         num=40,

@@ -210,7 +210,7 @@ def _houses(canvas: _Canvas, generator: np.random.Generator, walls: tuple[float,
         part[here] = numbers[block]
     rows = np.arange(height)[:, None] + 0.5
     first = canvas.horizon + canvas.focal * (CAMERA_HEIGHT - top) / depth
-    last = canvas.horizon + 0.3 * canvas.focal * CAMERA_HEIGHT / depth
+    last = canvas.horizon + canvas.focal * CAMERA_HEIGHT / depth
     wall = (rows >= first) & (rows < last)
     canvas.part[wall] = np.broadcast_to(part, wall.shape)[wall]
     canvas.label[wall] = np.array(canvas.classes, np.uint8)[canvas.part[wall]]

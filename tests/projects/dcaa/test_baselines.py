@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine import dist
 
 pytest.importorskip("mmseg")
 
@@ -29,7 +30,7 @@ from tests.projects.dcaa.tiny_segmentor import (
 
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_source_steps_as_a_stock_segmentor_does(auxiliary: bool) -> None:
-    extra = dict(auxiliary_head=head("mmseg.FCNHead")) if auxiliary else {}
+    extra: dict[str, Any] = dict(auxiliary_head=head("mmseg.FCNHead")) if auxiliary else {}
     model = build("SourceSegmentor", **extra)
     from mmseg.models import EncoderDecoder
 
@@ -187,7 +188,8 @@ def test_source_stage_leaves_the_target_alone() -> None:
 @pytest.mark.parametrize("kind", ["SourceSegmentor", "AdversarialSegmentor"])
 @pytest.mark.parametrize("optimiser", [sgd, alternating])
 def test_learns(kind: str, optimiser: Any) -> None:
-    model = build(kind)
+    options: dict[str, Any] = {} if kind == "SourceSegmentor" else dict(discriminator=dict(channels=(8, 8, 8, 8)))
+    model = build(kind, **options)
     wrapper = optimiser(model, lr=0.05)
     values = [model.train_step(both(i % 2), wrapper)["source.loss_ce"].item() for i in range(12)]
     assert sum(values[-2:]) < 0.8 * sum(values[:2])
@@ -225,3 +227,26 @@ def test_adversarial_says_what_is_wrong(options: dict[str, Any], message: str) -
 def test_names() -> None:
     assert isinstance(build("SourceSegmentor", conditions=["fog", "night"]), SourceSegmentor)
     assert isinstance(build("AdversarialSegmentor", conditions=2), AdversarialSegmentor)
+
+
+def step_of_two(kind: str) -> dict[str, torch.Tensor]:
+    """Weights after a step on two pictures of either domain, or on those of this rank; one target picture is cut."""
+    options = dict(discriminator=dict(channels=(8, 8, 8, 8))) if kind == "AdversarialSegmentor" else {"strong": False}
+    model = build(kind, freeze_bn=True, **options)
+    data = both()
+    data["target"]["inputs"][0] = data["target"]["inputs"][0][:, :20]
+    if dist.get_world_size() == 2:
+        mine = slice(dist.get_rank(), dist.get_rank() + 1)
+        data = {domain: {name: items[mine] for name, items in part.items()} for domain, part in data.items()}
+    if kind == "MeanTeacherSegmentor":
+        model.threshold, model.pseudo_weight = 0.0, 5.0
+    model.train_step(data, sgd(model))
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["AdversarialSegmentor", "MeanTeacherSegmentor"])
+def test_two_ranks_step_as_one_with_both_batches(gloo: Any, kind: str) -> None:
+    whole = step_of_two(kind)
+    for shared in gloo.run(2, step_of_two, kind):
+        for name, value in whole.items():
+            torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-6, msg=name)

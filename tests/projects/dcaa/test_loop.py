@@ -124,7 +124,9 @@ def test_what_hooks_ask_of_a_joint_loader(tmp_path: Any) -> None:
 
 def test_an_empty_pass_is_an_error_instead_of_an_endless_loop() -> None:
     joint = JointLoader({"target": DataLoader(TinyNumbers(size=2), batch_size=3, drop_last=True)})
-    with pytest.raises(ValueError, match=r"'target' gives no batch: its dataset has 2 pictures and its batch size is 3"):
+    with pytest.raises(
+        ValueError, match=r"'target' gives no batch: its dataset has 2 pictures and its batch size is 3"
+    ):
         next(iter(joint))
 
 

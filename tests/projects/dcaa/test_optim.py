@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from alimm.apis.train import merge_train_options
+from alimm.apis.train import merge_train_options, train
 from alimm.optim import Bf16OptimWrapper
 from alimm.projects.dcaa.optim import AlternatingOptimWrapper, AlternatingOptimWrapperConstructor
 from alimm.projects.dcaa.wrapper import SteppedDataParallel
@@ -60,9 +61,7 @@ def test_settings_of_single_parameters() -> None:
     wrappers = build(model, dict(custom_keys={"decode_head": dict(lr_mult=10.0)}, norm_decay_mult=0.0))
     found = {
         name: (group["lr"], group["weight_decay"])
-        for group, members in zip(
-            wrappers["seg"].optimizer.param_groups, names(model, wrappers["seg"]), strict=True
-        )
+        for group, members in zip(wrappers["seg"].optimizer.param_groups, names(model, wrappers["seg"]), strict=True)
         for name in members
     }
     assert found == {
@@ -98,13 +97,19 @@ def test_options_of_the_wrapper_reach_both() -> None:
 def test_names_a_config_may_use(tmp_path: Any) -> None:
     named = OPTIM_WRAPPER_CONSTRUCTORS.get("alimm.AlternatingOptimWrapperConstructor")
     assert named is AlternatingOptimWrapperConstructor
-    wrapper = dict(
-        type=OptimWrapper,
-        constructor=AlternatingOptimWrapperConstructor,
-        optimizer=dict(type=torch.optim.SGD, lr=0.1),
-        discriminator=dict(type=torch.optim.Adam, lr=0.1),
+    file = tmp_path / "new_style.py"
+    file.write_text(
+        "from mmengine.optim import OptimWrapper\n"
+        "from torch.optim import SGD, Adam\n"
+        "from alimm.projects.dcaa.optim import AlternatingOptimWrapperConstructor\n"
+        "optim_wrapper = dict(type=OptimWrapper, constructor=AlternatingOptimWrapperConstructor,\n"
+        "    optimizer=dict(type=SGD, lr=0.1), discriminator=dict(type=Adam, lr=0.1))\n"
     )
-    runner = run(tmp_path, max_iters=1, optim_wrapper=wrapper)
+    new_style = Config.fromfile(file)
+    for key, value in config(tmp_path, max_iters=1).items():
+        if key != "optim_wrapper":
+            new_style[key] = value
+    runner = train(new_style, device="cpu")
     assert isinstance(runner.optim_wrapper, AlternatingOptimWrapper)
 
 

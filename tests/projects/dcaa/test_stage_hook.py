@@ -22,7 +22,9 @@ def test_stages_begin_at_their_iterations(tmp_path: Any, monkeypatch: Any) -> No
     seen = []
     step = TinyPlayers.train_step
     monkeypatch.setattr(
-        TinyPlayers, "train_step", lambda self, data, optim_wrapper: (seen.append(self.stage), step(self, data, optim_wrapper))[1]
+        TinyPlayers,
+        "train_step",
+        lambda self, data, optim_wrapper: (seen.append(self.stage), step(self, data, optim_wrapper))[1],
     )
     runner = run(tmp_path, max_iters=6, custom_hooks=hook(*THREE))
     assert seen == ["source", "source", "align", "align", "self_train", "self_train"]

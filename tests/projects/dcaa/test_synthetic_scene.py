@@ -9,7 +9,7 @@ pytest.importorskip("mmseg")
 
 from alimm.projects.dcaa.synthetic import CLASSES, PALETTE, draw_scene, paint
 from alimm.projects.dcaa.synthetic.noise import smooth_noise
-from alimm.projects.dcaa.synthetic.scene import CAR, PERSON, ROAD, SKY, SKY_DEPTH
+from alimm.projects.dcaa.synthetic.scene import BUILDING, CAR, PERSON, ROAD, SKY, SKY_DEPTH
 from alimm.seeding import numpy_stream
 
 GOLDEN = [2885806340, 3790472984, 2174437468]
@@ -80,6 +80,19 @@ def test_things_stand_on_the_ground_and_the_near_hide_the_far():
         below = np.arange(64) + 0.5 - scene.horizon
         ground = 90 / below[below > 0]
         assert (scene.depth[below > 0] <= ground[:, None] * 1.1 + 1).all()
+
+
+def test_houses_reach_down_to_the_ground():
+    feet = []
+    for index in range(10):
+        scene = draw_scene(2, index)
+        ground = (scene.part >= 1) & (scene.part <= 5)
+        for row, column in np.argwhere((scene.label[:-1] == BUILDING) & ground[1:]):
+            metre = scene.depth[row, column] / 60
+            feet.append((1.5 - (row + 1 - scene.horizon) * metre) / metre)
+    # The lower edge of the lowest pixel of a wall, in pixels above the ground.
+    assert len(feet) > 100
+    assert np.abs(feet).max() <= 0.5 + 1e-3
 
 
 def test_the_same_numbers_give_the_same_scene_and_others_do_not():

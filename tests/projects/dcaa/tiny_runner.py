@@ -153,8 +153,8 @@ def config(work_dir: Path, max_iters: int = 6, workers: int = 0, val: bool = Fal
 
 def run(work_dir: Path, **options: Any) -> Any:
     """Train on the CPU; return the runner."""
-    resume = options.pop("resume", None)
-    return train(config(work_dir, **options), device="cpu", resume=resume)
+    resume, launcher = options.pop("resume", None), options.pop("launcher", "none")
+    return train(config(work_dir, **options), device="cpu", resume=resume, launcher=launcher)
 
 
 def weights(runner: Any) -> dict[str, Tensor]:

@@ -78,11 +78,9 @@ def sgd(model: Any, lr: float = 0.1) -> OptimWrapper:
 
 
 def alternating(model: Any, lr: float = 0.05, disc_lr: float = 1e-3) -> Any:
-    import alimm.projects.dcaa.optim  # noqa: F401
-
     config = dict(
         type="OptimWrapper",
-        constructor="AlternatingOptimWrapperConstructor",
+        constructor="alimm.AlternatingOptimWrapperConstructor",
         optimizer=dict(type="SGD", lr=lr, momentum=0.9),
         discriminator=dict(type="Adam", lr=disc_lr),
     )
@@ -93,7 +91,7 @@ def ready(model: Any, data: dict[str, Any]) -> Any:
     return model.data_preprocessor(copy.deepcopy(data), True)
 
 
-def assert_equal_weights(one: Any, other: Any, **tolerance: float) -> None:
+def assert_equal_weights(one: Any, other: Any, **tolerance: Any) -> None:
     others = other.state_dict()
     for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, others[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(value, others[name], **tolerance, msg=name)
