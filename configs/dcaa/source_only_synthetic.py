@@ -24,7 +24,7 @@ train_dataloader.source.dataset = source_dataset
 optim_wrapper = dict(
     type=OptimWrapper,
     constructor=AlternatingOptimWrapperConstructor,
-    optimizer=dict(type=AdamW, lr=1e-3, weight_decay=1e-2),
+    optimizer=dict(type=AdamW, lr=5e-3, weight_decay=1e-2),
 )
 param_scheduler = dict(
     seg=[dict(type=PolyLR, power=0.9, eta_min=1e-5, begin=0, end=max_iters, by_epoch=False)],

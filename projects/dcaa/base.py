@@ -22,6 +22,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from alimm.projects.dcaa.adversarial import frozen
+from alimm.projects.dcaa.augment_batch import strong_augment_batch
 from alimm.projects.dcaa.wrapper import average_gradients
 
 Losses = dict[str, Tensor]
@@ -196,6 +197,14 @@ class AdaptationSegmentor(EncoderDecoder):
         others = set() if self.discriminators is None else {id(p) for p in self.discriminators.parameters()}
         return [p for p in self.parameters() if id(p) not in others and p.requires_grad]
 
+    def augmented(self, inputs_N3HW: Tensor) -> Tensor:
+        """Preprocessed pictures (N, 3, H, W), strongly augmented in colour and sharpness, as a student sees them."""
+        mean: Any = getattr(self.data_preprocessor, "mean", None)
+        if mean is None:
+            return strong_augment_batch(inputs_N3HW)
+        std = self.data_preprocessor.std
+        return (strong_augment_batch(inputs_N3HW * std + mean) - mean) / std
+
     def _log(self, losses: Losses, logs: Losses) -> Tensor:
         total, shown = self.parse_losses(losses)
         shown.pop("loss", None)
@@ -309,6 +318,6 @@ def _wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> tuple[OptimWrap
     if "seg" not in names:
         raise ValueError(
             f"the optimisers are named {', '.join(names)}, and seg and disc are needed: set constructor="
-            "'AlternatingOptimWrapperConstructor' in optim_wrapper"
+            "'alimm.AlternatingOptimWrapperConstructor' in optim_wrapper"
         )
     return optim_wrapper["seg"], optim_wrapper["disc" if "disc" in names else "seg"]

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial
-from alimm.projects.dcaa.augment_batch import class_mix, strong_augment_batch
+from alimm.projects.dcaa.augment_batch import class_mix
 from alimm.projects.dcaa.base import DomainBatch, Losses, StepBatch
 from alimm.projects.dcaa.baselines import PlainSegmentor, enlarged
 from alimm.projects.dcaa.teacher import Teacher
@@ -118,7 +118,7 @@ class MeanTeacherSegmentor(PlainSegmentor):
         if self.class_mix:
             inputs, labels, weights = self._mixed(batch, labels, weights)
         if self.strong:
-            inputs = self._augmented(inputs)
+            inputs = self.augmented(inputs)
         logits = enlarged(self.decode_head(self.extract_feat(inputs)), inputs, self.align_corners)
         ignore = self.decode_head.ignore_index
         ce = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")
@@ -157,13 +157,6 @@ class MeanTeacherSegmentor(PlainSegmentor):
         turn = torch.arange(len(target.inputs), device=source_labels.device) % len(source.inputs)
         ignore = self.decode_head.ignore_index
         return class_mix(source.inputs[turn], source_labels[turn], target.inputs, labels, weights, ignore_index=ignore)
-
-    def _augmented(self, inputs: Tensor) -> Tensor:
-        mean: Any = getattr(self.data_preprocessor, "mean", None)
-        if mean is None:
-            return strong_augment_batch(inputs)
-        std = self.data_preprocessor.std
-        return (strong_augment_batch(inputs * std + mean) - mean) / std
 
 
 def _inside(pictures: DomainBatch) -> Tensor:

@@ -32,7 +32,6 @@ from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial, ambivalence
-from alimm.projects.dcaa.augment_batch import strong_augment_batch
 from alimm.projects.dcaa.base import AdaptationSegmentor, DomainBatch, Losses, StepBatch, condition_names
 from alimm.projects.dcaa.head import AttentiveFusionHead, BranchOutputs
 from alimm.projects.dcaa.options import SelfTraining
@@ -175,7 +174,7 @@ class DCAASegmentor(AdaptationSegmentor):
         teaching = self.stage == "self_train"
         lesson = self._lesson(target) if teaching else None
         if teaching and self.self_training.student == "strong":
-            inputs = self._augmented(inputs)
+            inputs = self.augmented(inputs)
         outputs = self.decode_head.forward_all(self.extract_feat(inputs))
         matched = outputs.matched(target.cond_ids)
         probabilities = matched.softmax(dim=1), outputs.att.softmax(dim=1)
@@ -229,12 +228,6 @@ class DCAASegmentor(AdaptationSegmentor):
             value, count = ambivalence.easy_loss(logits, labels, easy, weight, ignore)
             loss = loss + value / adversarial.over_ranks(count + 1.0 / get_world_size())
         return self.self_training.weight * loss
-
-    def _augmented(self, inputs: Tensor) -> Tensor:
-        mean, std = (getattr(self.data_preprocessor, name, None) for name in ("mean", "std"))
-        if mean is None:
-            return strong_augment_batch(inputs)
-        return (strong_augment_batch(inputs * std + mean) - mean) / std
 
     def _adversarial(self, probabilities: tuple[Tensor, Tensor], cond_ids: Tensor, hard: Tensor | None) -> Losses:
         matched, att = probabilities

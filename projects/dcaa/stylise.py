@@ -31,8 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = TypeVar("Picture", NDArray[np.uint8], NDArray[np.float32])
-FLAT = 1e-3
-"""A channel whose standard deviation in Lab is at most this has no contrast to stretch."""
+FLAT = 0.1
+"""A channel whose standard deviation in Lab is at most this has no contrast to stretch, only rounding: a grey picture
+has about 0.02 in a* and b*."""
 
 
 @dataclass(frozen=True)

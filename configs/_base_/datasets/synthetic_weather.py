@@ -11,7 +11,7 @@ from alimm.projects.dcaa.synthetic.dataset import SyntheticWeatherDataset
 
 conditions = ("clear", "fog", "rain", "night", "snow")
 # How far the target's colours are from the source's, and how strong its weather is.
-gap = dict(alpha=0.5, severity=0.7)
+gap = dict(alpha=0.5, severity=0.8)
 
 source_dataset = dict(
     type=SyntheticWeatherDataset,

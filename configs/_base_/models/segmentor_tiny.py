@@ -1,20 +1,21 @@
-"""A ResNet-18 of a quarter of the width with the decoder of DCAA, for pictures of 64 x 128."""
+"""A small residual network with the decoder of DCAA on half the resolution, for pictures of 64 x 128."""
 
-from mmseg.models import ResNetV1c, SegDataPreProcessor
+from mmseg.models import SegDataPreProcessor
 from mmseg.models.losses import CrossEntropyLoss
 
+from alimm.models import ResNetTiny
 from alimm.projects.dcaa.baselines import SourceSegmentor
 from alimm.projects.dcaa.decoder import ConditionDecoder
 
 decoder = dict(
     type=ConditionDecoder,
     in_channels=(16, 128),
-    channels=32,
+    channels=16,
     low_channels=16,
     dilations=(1, 2, 3),
     dropouts=(0.1, 0.1, 0.1),
     num_classes=8,
-    loss_decode=dict(type=CrossEntropyLoss),
+    loss_decode=dict(type=CrossEntropyLoss, avg_non_ignore=True),
 )
 model = dict(
     type=SourceSegmentor,
@@ -27,15 +28,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
     ),
-    backbone=dict(
-        type=ResNetV1c,
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 2),
-        norm_cfg=dict(type="BN"),
-    ),
+    backbone=dict(type=ResNetTiny, width=16, depths=(1, 1, 1, 1), stem_stride=2),
     decode_head=decoder,
     test_cfg=dict(mode="whole"),
 )

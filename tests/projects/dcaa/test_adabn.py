@@ -34,6 +34,7 @@ def test_statistics_are_means_over_the_batches_layer_after_layer() -> None:
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias)
         layer.running_mean.fill_(7.0)
+        layer.num_batches_tracked.fill_(5)
     conv = nn.Conv2d(2, 3, 1)
     model = nn.Sequential(first, nn.Dropout(0.9), conv, second).double()
     batches = [torch.randn(size, 2, 4, 5, dtype=torch.float64) for size in (2, 2, 3)]

@@ -27,7 +27,9 @@ def decoder(**options: Any) -> Any:
 def shaken(module: Any) -> Any:
     """The module in evaluation, with statistics and scales of batch norm that are not those of the start."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if type(part) is nn.BatchNorm2d:
+            assert part.running_mean is not None
+            assert part.running_var is not None
             part.running_mean.uniform_(-0.5, 0.5)
             part.running_var.uniform_(0.5, 2)
             nn.init.uniform_(part.weight, 0.5, 2)
@@ -55,9 +57,7 @@ def test_decoder_is_the_written_formula() -> None:
     net = shaken(decoder(align_corners=True))
     inputs = features(7, 13)
     low, high = inputs[0], inputs[3]
-    levels = [
-        slow_block(high, block, dilation) for block, dilation in zip(net.pyramid, [1, 1, 2], strict=True)
-    ]
+    levels = [slow_block(high, block, dilation) for block, dilation in zip(net.pyramid, [1, 1, 2], strict=True)]
     pooled = torch.einsum("nc,oc->no", high.mean((2, 3)), net.pool[1].weight[:, :, 0, 0]) + net.pool[1].bias
     levels.append(torch.relu(pooled)[:, :, None, None].expand(-1, -1, *high.shape[2:]))
     deep = F.interpolate(slow_block(torch.cat(levels, 1), net.reduce), (7, 13), mode="bilinear", align_corners=True)
@@ -209,7 +209,12 @@ def test_recomputed_decoders_have_the_same_gradients() -> None:
     for net in (plain, thrifty):
         inputs = [x.requires_grad_() for x in features()]
         saved: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+
+        def keep(x: Tensor, saved: list[Tensor] = saved) -> Tensor:
+            saved.append(x)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             outputs = net.forward_all(inputs)
         kept.append(sum(x.numel() for x in saved))
         (outputs.att.square().sum() + outputs.cond[1].sum()).backward()

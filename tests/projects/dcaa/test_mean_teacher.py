@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("mmseg")
 
-from alimm.projects.dcaa import augment_batch, mean_teacher
+from alimm.projects.dcaa import augment_batch, base, mean_teacher
 from tests.projects.dcaa.tiny_segmentor import (
     CLASSES,
     SIZE,
@@ -120,7 +120,7 @@ def test_student_sees_its_pictures_augmented_and_the_teacher_does_not(monkeypatc
         raw.append(images)
         return torch.full_like(images, 155.0)
 
-    monkeypatch.setattr(mean_teacher, "strong_augment_batch", white)
+    monkeypatch.setattr(base, "strong_augment_batch", white)
     seen: dict[str, list[torch.Tensor]] = dict(student=[], teacher=[])
     model.backbone.register_forward_pre_hook(lambda _, args: seen["student"].append(args[0]))
     model.teacher.parts["backbone"].register_forward_pre_hook(lambda _, args: seen["teacher"].append(args[0]))

@@ -43,6 +43,18 @@ def test_each_player_has_its_own_parameters() -> None:
     assert isinstance(wrappers["disc"].optimizer, torch.optim.Adam)
 
 
+def test_what_is_never_trained_is_not_warned_of(monkeypatch: Any) -> None:
+    said: list[str] = []
+    module = "mmengine.optim.optimizer.default_constructor"
+    monkeypatch.setattr(f"{module}.print_log", lambda message, **_: said.append(message))
+    model = TinyPlayers()
+    build(model)
+    assert not [message for message in said if "skipped" in message]
+    model.backbone[0].bias.requires_grad_(False)
+    build(model)
+    assert len([message for message in said if "skipped" in message]) == 1  # a frozen layer of the student is
+
+
 def test_without_discriminators_there_is_one_optimiser() -> None:
     wrappers = build(TinyPlayers(adversarial=False))
     assert list(wrappers.keys()) == ["seg"]
@@ -79,7 +91,7 @@ def test_settings_of_single_parameters() -> None:
 def test_a_shared_parameter_is_stepped_once() -> None:
     model = TinyPlayers()
     model.second_name = model.decode_head
-    model.also_mine = model.discriminators[0]
+    model.backbone.add_module("also_mine", model.discriminators[0])
     wrappers = build(model)
     counted = [p for wrapper in wrappers.values() for g in wrapper.optimizer.param_groups for p in g["params"]]
     assert len(counted) == len({id(parameter) for parameter in counted}) == 8

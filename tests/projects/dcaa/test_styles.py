@@ -31,6 +31,7 @@ class Files(BaseDataset):
 
     def __init__(self, items: list[tuple[str, str, int]], conditions: tuple[str, ...], **kwargs: Any) -> None:
         self.items, self.conditions = items, conditions
+        kwargs.setdefault("serialize_data", False)  # which collects garbage each time
         super().__init__(metainfo={"classes": ("a", "b"), "conditions": conditions}, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ def test_images_are_rgb_wherever_they_come_from(target: Files) -> None:
             return np.full((2, 2), index, np.uint8)
 
     assert load_image(Own(target.items, CONDITIONS), 5).tolist() == [[[5] * 3] * 2] * 2
-    target.data_list, target.serialize_data = [{"other": 1}], False
+    target.data_list = [{"other": 1}]
     with pytest.raises(ValueError, match="item 0 of Files has neither img nor img_path, but other"):
         load_image(target, 0)
 
@@ -310,7 +311,7 @@ def test_none_of_a_pipeline_is_answered_with_another_picture_in_that_style(targe
 
 
 def test_data_workers_get_a_copy_that_draws_alike(target: Files, source_items: list) -> None:
-    dataset = StyledDataset(source(source_items), target)
+    dataset = StyledDataset(source(source_items, serialize_data=True), target)
     copied = pickle.loads(pickle.dumps(dataset))
     for index in range(9):
         np.random.seed(index)
@@ -345,7 +346,7 @@ def test_wrong_arguments(target: Files, source_items: list, arguments: dict, mes
 
 def test_wrong_sources(target: Files, source_items: list) -> None:
     with pytest.raises(ValueError, match="the source has no pictures"):
-        StyledDataset(Files([], ("source",), pipeline=[StyliseSource()], serialize_data=False), target)
+        StyledDataset(Files([], ("source",), pipeline=[StyliseSource()]), target)
     with pytest.raises(ValueError, match="no transform of the source uses the style"):
         StyledDataset(source(source_items, Read()), target)
 

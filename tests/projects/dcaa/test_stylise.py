@@ -127,6 +127,13 @@ def test_channel_without_contrast_is_moved_and_not_stretched() -> None:
     assert colour_statistics(matched).mean == pytest.approx(wanted.mean, abs=0.5)
 
 
+def test_grey_picture_gets_a_tint_and_no_coloured_noise() -> None:
+    grey = np.repeat(picture(3, low=0, high=256)[..., :1], 3, axis=2)
+    matched = match_colour(grey, ColourStats(np.array([60.0, 5.0, -5.0]), np.array([20.0, 20.0, 20.0])))
+    inside = ((matched > 0) & (matched < 255)).all(-1)
+    assert to_lab(matched)[inside].std(0)[1:].max() < 1.0
+
+
 @pytest.mark.parametrize("size", [(12, 17), (16, 16), (9, 8), (8, 9)])
 @pytest.mark.parametrize("beta", [0.001, 0.13, 0.26, 0.5])
 def test_fda_equals_the_slow_one(size: tuple[int, int], beta: float) -> None:

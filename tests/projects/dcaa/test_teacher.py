@@ -11,8 +11,8 @@ from torch import nn
 from alimm.projects.dcaa.teacher import Teacher
 
 
-def student(value: float = 1.0) -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5))
+def student(value: float = 1.0) -> Any:
+    net: Any = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5))
     put(net, value)
     return net
 

@@ -38,12 +38,11 @@ def features(height: int = 8, width: int = 16, n: int = 2, seed: int = 0, widths
     return [torch.randn(n, c, *((height, width) if i == 0 else half)) for i, c in enumerate(widths)]
 
 
-def dcaa(conditions: int = 2, seed: int = 0, **options: Any) -> Any:
-    """A `DCAASegmentor` for the first of `NAMES`, without dropout, in training mode."""
+def dcaa(conditions: int | Sequence[str] = 2, seed: int = 0, **options: Any) -> Any:
+    """A `DCAASegmentor` for the first of `NAMES` or for others, without dropout, in training mode."""
+    names = NAMES[:conditions] if isinstance(conditions, int) else conditions
     plain = dict(type="alimm.AttentiveFusionHead", branch=head(), dropouts=(0.0, 0.0, 0.0))
-    defaults = dict(
-        conditions=NAMES[:conditions], decode_head=plain, discriminator=dict(channels=(4, 8)), adversarial_weight=0.5
-    )
+    defaults = dict(conditions=names, decode_head=plain, discriminator=dict(channels=(4, 8)), adversarial_weight=0.5)
     model = build("DCAASegmentor", seed, **(defaults | options))
     assert isinstance(model, DCAASegmentor)
     return model
@@ -65,7 +64,9 @@ def read(model: AdaptationSegmentor, data: dict[str, Any]) -> StepBatch:
     return model.read_batch(copy.deepcopy(data))
 
 
-def teaching(conditions: int = 2, seed: int = 0, align: dict[str, Any] | None = None, **options: Any) -> Any:
+def teaching(
+    conditions: int | Sequence[str] = 2, seed: int = 0, align: dict[str, Any] | None = None, **options: Any
+) -> Any:
     """A `dcaa` in stage ``self_train`` with these options of self-training, its teacher copied."""
     model = dcaa(conditions, seed, self_training=dict(threshold=0.35) | options, **(align or {}))
     model.enter_stage("self_train")
@@ -99,3 +100,16 @@ def gradients_before_steps(model: Any, wrapper: Any) -> Iterator[dict[str, dict[
     finally:
         for key in ("seg", "disc"):
             del wrapper[key].step
+
+
+def note_backward(wrapper: Any) -> list[float]:
+    """The losses that the wrapper is going to run backward."""
+    passes: list[float] = []
+    backward = wrapper.backward
+
+    def note(loss: Tensor, **kwargs: Any) -> None:
+        passes.append(float(loss))
+        backward(loss, **kwargs)
+
+    wrapper.backward = note
+    return passes

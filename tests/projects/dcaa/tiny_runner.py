@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+import alimm.projects.dcaa  # noqa: F401  (names its parts to the registries)
 from alimm.apis.train import train
-from alimm.projects.dcaa import loop, optim, sampler  # noqa: F401  (registered)
 from alimm.projects.dcaa.wrapper import average_gradients
 from alimm.registry import DATASETS, METRICS, MODELS
 
