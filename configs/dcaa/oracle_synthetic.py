@@ -9,6 +9,6 @@ train_dataloader.source = dict(
     batch_size=5,
     num_workers=0,
     sampler=sampler,
-    dataset={**target_dataset, "with_labels": True, "domain": "target"},
+    dataset={**target_dataset, "with_labels": True},
 )
 expected = {"mIoU/adverse": 0.0}

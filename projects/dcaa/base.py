@@ -76,7 +76,7 @@ class AdaptationSegmentor(EncoderDecoder):
     """
 
     STAGES: ClassVar[tuple[str, ...]] = ("source", "align", "self_train")
-    discriminators: nn.Module | None
+    discriminators: Any  # a ModuleList or None
 
     def __init__(
         self,

@@ -24,7 +24,9 @@ from torch.nn import functional
 from alimm.registry import MODELS
 
 
-def conv_block(in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, dropout: float = 0.0) -> nn.Module:
+def conv_block(
+    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, dropout: float = 0.0
+) -> nn.Module:
     """Convolution without bias, batch norm, ReLU and, where asked for, dropout; keeps height and width."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
@@ -96,7 +98,5 @@ class ConditionDecoder(BaseDecodeHead):
         low_Nchw, high_NCHW = self._transform_inputs(inputs)
         pooled = self.pool(high_NCHW).expand(-1, -1, *high_NCHW.shape[2:])
         deep = self.reduce(torch.cat([*(block(high_NCHW) for block in self.pyramid), pooled], dim=1))
-        deep = functional.interpolate(
-            deep, size=low_Nchw.shape[2:], mode="bilinear", align_corners=self.align_corners
-        )
+        deep = functional.interpolate(deep, size=low_Nchw.shape[2:], mode="bilinear", align_corners=self.align_corners)
         return self.cls_seg(self.refine(torch.cat([self.shallow(low_Nchw), deep], dim=1)))

@@ -142,7 +142,7 @@ class AttentiveFusionHead(BaseDecodeHead):
         return checkpoint(lambda *tensors: branch(tensors), *inputs, use_reentrant=False)
 
     def _fused(self, features: list[Tensor], mask_NKhw: Tensor) -> Tensor:
-        attended = sum(mask_NKhw[:, k : k + 1] * feature for k, feature in enumerate(features))
+        attended: Any = sum(mask_NKhw[:, k : k + 1] * feature for k, feature in enumerate(features))
         return self.cls_seg(self.fuse(torch.cat([*features, attended], dim=1)))
 
 

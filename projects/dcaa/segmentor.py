@@ -102,8 +102,8 @@ class DCAASegmentor(AdaptationSegmentor):
         self.release_compat = release_compat
         options = dict(type="alimm.PixelDiscriminator", in_channels=self.out_channels, **(discriminator or {}))
         self.discriminators = ModuleList([MODELS.build(options) for _ in range(len(names) + 1)])
-        self.self_training = None if self_training is None else SelfTraining.of(self_training, release_compat)
-        self.teacher = None
+        self.self_training: Any = None if self_training is None else SelfTraining.of(self_training, release_compat)
+        self.teacher: Any = None
         if self.self_training is not None:
             self.teacher = Teacher(self._taught(), self.self_training.momentum, self.self_training.interval)
         if self.stage == "self_train":
@@ -193,7 +193,7 @@ class DCAASegmentor(AdaptationSegmentor):
         options = self.self_training
         with torch.no_grad():
             outputs = self.teach(target.inputs)
-            labels, prob = ambivalence.pseudo_labels(
+            labels, _ = ambivalence.pseudo_labels(
                 outputs.cond, outputs.att, outputs.mask, options.threshold, self.decode_head.ignore_index,
                 correlate=options.correlate,
             )  # fmt: skip
@@ -206,7 +206,7 @@ class DCAASegmentor(AdaptationSegmentor):
 
     def teach(self, inputs: Tensor) -> BranchOutputs:
         """What the teacher makes of pictures (N, 3, H, W); what the model itself makes of them where there is none."""
-        parts = self.teacher.parts if self.teacher is not None else self._taught()
+        parts: Any = self.teacher.parts if self.teacher is not None else self._taught()
         features = parts["backbone"](inputs)
         if self.with_neck:
             features = parts["neck"](features)

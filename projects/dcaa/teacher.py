@@ -13,7 +13,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
@@ -27,6 +27,8 @@ class Teacher(nn.Module):
     Raises:
         ValueError: both are given, or one is out of range.
     """
+
+    steps: Tensor
 
     def __init__(
         self, modules: Mapping[str, nn.Module], momentum: float | None = None, interval: int | None = None
@@ -68,5 +70,5 @@ class Teacher(nn.Module):
         for name, part in self.parts.items():
             for mine, theirs in zip(part.parameters(), modules[name].parameters(), strict=True):
                 mine.lerp_(theirs.to(mine.dtype), weight)
-            for mine, theirs in zip(part.buffers(), modules[name].buffers(), strict=True):
-                mine.copy_(theirs)
+            for kept, new in zip(part.buffers(), modules[name].buffers(), strict=True):
+                kept.copy_(new)

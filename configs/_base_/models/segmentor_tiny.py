@@ -13,7 +13,7 @@ decoder = dict(
     channels=16,
     low_channels=16,
     dilations=(1, 2, 3),
-    dropouts=(0.1, 0.1, 0.1),
+    dropouts=(0.0, 0.0, 0.0),
     num_classes=8,
     loss_decode=dict(type=CrossEntropyLoss, avg_non_ignore=True),
 )

@@ -1,0 +1,9 @@
+"""Composites: the source in the colours of the target's conditions (Reinhard et al., 2001), nothing else."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .source_only_composites import *
+
+train_dataloader.source.dataset = styled_source_dataset
+expected = {"mIoU/adverse": 0.0}

@@ -1,0 +1,28 @@
+"""Composites: DCAA, a third of the steps aligning the conditions and the rest in self-training."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .source_only_composites import *
+
+from torch.optim import Adam
+
+from alimm.projects.dcaa.segmentor import DCAASegmentor
+from alimm.projects.dcaa.stage_hook import StageHook
+
+model.update(
+    type=DCAASegmentor,
+    discriminator=dict(channels=(16, 32, 64, 64), num_strides=2),
+    self_training=dict(threshold=0.6, pseudo_on="all", momentum=0.005, student="strong"),
+)
+train_dataloader.source.dataset = styled_source_dataset
+train_dataloader.target = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=target_dataset)
+optim_wrapper.discriminator = dict(type=Adam, lr=1e-4, betas=(0.9, 0.99))
+param_scheduler.disc = [dict(type=PolyLR, power=0.9, eta_min=1e-6, begin=0, end=max_iters, by_epoch=False)]
+custom_hooks.append(
+    dict(
+        type=StageHook,
+        stages=[dict(begin=0, stage="align"), dict(begin=max_iters // 3, stage="self_train")],
+    )
+)
+expected = {"mIoU/adverse": 0.0}
