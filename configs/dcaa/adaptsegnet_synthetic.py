@@ -11,9 +11,9 @@ from alimm.projects.dcaa.baselines import AdversarialSegmentor
 
 model.update(
     type=AdversarialSegmentor,
-    discriminator=dict(layout="adaptsegnet", channels=(16, 32, 64, 64), num_strides=2),
+    discriminator=dict(layout="adaptsegnet", channels=(16, 32, 64, 64)),
 )
 train_dataloader.target = dict(batch_size=5, num_workers=0, sampler=sampler, dataset=target_dataset)
-optim_wrapper.discriminator = dict(type=Adam, lr=1e-4, betas=(0.9, 0.99))
+optim_wrapper.discriminator = dict(type=Adam, lr=1e-3, betas=(0.9, 0.99))
 param_scheduler.disc = [dict(type=PolyLR, power=0.9, eta_min=1e-6, begin=0, end=max_iters, by_epoch=False)]
 expected = {"mIoU/adverse": 0.0}

@@ -7,6 +7,7 @@ with read_base():
 
 from torch.optim import Adam
 
+from alimm.projects.dcaa.head import AttentiveFusionHead
 from alimm.projects.dcaa.segmentor import DCAASegmentor
 from alimm.projects.dcaa.stage_hook import StageHook
 
@@ -15,9 +16,12 @@ model.update(
     discriminator=dict(channels=(16, 32, 64, 64), num_strides=2),
     self_training=dict(threshold=0.6, pseudo_on="all", momentum=0.005, student="strong"),
 )
+model.decode_head = dict(
+    type=AttentiveFusionHead, num_conditions=len(conditions), branch=model.decode_head, dropouts=(0.0, 0.0, 0.0)
+)
 train_dataloader.source.dataset = styled_source_dataset
 train_dataloader.target = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=target_dataset)
-optim_wrapper.discriminator = dict(type=Adam, lr=1e-4, betas=(0.9, 0.99))
+optim_wrapper.discriminator = dict(type=Adam, lr=1e-3, betas=(0.9, 0.99))
 param_scheduler.disc = [dict(type=PolyLR, power=0.9, eta_min=1e-6, begin=0, end=max_iters, by_epoch=False)]
 custom_hooks.append(
     dict(

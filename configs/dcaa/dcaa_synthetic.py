@@ -13,11 +13,11 @@ from alimm.projects.dcaa.stage_hook import StageHook
 
 model.update(
     type=DCAASegmentor,
-    decode_head=dict(
-        type=AttentiveFusionHead, num_conditions=len(conditions), branch=model.decode_head, dropouts=(0.0, 0.0, 0.0)
-    ),
     discriminator=dict(channels=(16, 32, 64, 64), num_strides=2),
     self_training=dict(threshold=0.6, pseudo_on="all", momentum=0.005, student="strong"),
+)
+model.decode_head = dict(
+    type=AttentiveFusionHead, num_conditions=len(conditions), branch=model.decode_head, dropouts=(0.0, 0.0, 0.0)
 )
 train_dataloader.source.dataset = styled_source_dataset
 train_dataloader.target = dict(batch_size=5, num_workers=0, sampler=sampler, dataset=target_dataset)

@@ -6,7 +6,14 @@ with read_base():
     from .source_only_composites import *
 
 from alimm.projects.dcaa.mean_teacher import MeanTeacherSegmentor
+from alimm.projects.dcaa.stage_hook import StageHook
 
-model.update(type=MeanTeacherSegmentor)
+model.update(type=MeanTeacherSegmentor, momentum=0.005)
 train_dataloader.target = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=target_dataset)
+custom_hooks.append(
+    dict(
+        type=StageHook,
+        stages=[dict(begin=0, stage="source"), dict(begin=max_iters // 3, stage="self_train")],
+    )
+)
 expected = {"mIoU/adverse": 0.0}

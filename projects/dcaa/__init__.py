@@ -54,7 +54,7 @@ _PARTS: dict[str, tuple[Registry, str]] = {
     "SyntheticWeatherDataset": (DATASETS, "synthetic.dataset"),
 }
 
-__all__ = list(_PARTS)  # noqa: PLE0605
+__all__ = list(_PARTS)
 
 compat.apply_to_imports()
 for _name, (_registry, _module) in _PARTS.items():

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmseg.models import SegDataPreProcessor
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
@@ -41,6 +42,15 @@ class DomainBatch:
     inputs: Tensor
     samples: list[Any]
     cond_ids: Tensor
+
+    def inside(self) -> Tensor:
+        """Which pixels (N, H, W) are of the picture, and not padding at its right and its bottom."""
+        inside = torch.ones_like(self.inputs[:, 0], dtype=torch.bool)
+        for mask, sample in zip(inside, self.samples, strict=True):
+            _, right, _, bottom = sample.metainfo.get("padding_size", (0, 0, 0, 0))
+            mask[mask.shape[0] - bottom :] = False
+            mask[:, mask.shape[1] - right :] = False
+        return inside
 
 
 @dataclass
@@ -230,6 +240,12 @@ class AdaptationSegmentor(EncoderDecoder):
     def _read(self, data: dict[str, Any], domain: str) -> DomainBatch:
         for picture, sample in zip(data["inputs"], data["data_samples"], strict=True):
             self._check_sample(picture, sample, domain)
+        sizes = (getattr(self.data_preprocessor, name, None) for name in ("size", "size_divisor"))
+        if isinstance(self.data_preprocessor, SegDataPreProcessor) and all(size is None for size in sizes):
+            raise ValueError(
+                "SegDataPreProcessor does not know what to pad training pictures to: give data_preprocessor "
+                "size=(height, width) of the crops, or size_divisor=32"
+            )
         ready = self.data_preprocessor(data, True)
         samples = ready["data_samples"]
         ids = torch.tensor([sample.metainfo.get("cond_id", 0) for sample in samples], device=ready["inputs"].device)

@@ -14,9 +14,11 @@ released code of the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,12 +27,18 @@ from alimm.registry import MODELS
 
 
 def conv_block(
-    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, dropout: float = 0.0
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    dilation: int = 1,
+    dropout: float = 0.0,
+    norm_cfg: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Convolution without bias, batch norm, ReLU and, where asked for, dropout; keeps height and width."""
+    """Convolution without bias, norm (batch norm by default), ReLU and, where asked for, dropout; keeps the size."""
+    _, norm = build_norm_layer(norm_cfg or dict(type="BN"), out_channels)
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
+        norm,
         nn.ReLU(inplace=True),
     ]
     if dropout:
@@ -81,22 +89,23 @@ class ConditionDecoder(BaseDecodeHead):
             **kwargs,
         )
         low, high = in_channels
+        block = partial(conv_block, norm_cfg=self.norm_cfg)
         self.pyramid = nn.ModuleList(
-            [conv_block(high, channels, 1), *(conv_block(high, channels, 3, dilation) for dilation in dilations)]
+            [block(high, channels, 1), *(block(high, channels, 3, dilation) for dilation in dilations)]
         )
         # No batch norm behind the pool: a batch of one picture has one value a channel there.
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(high, channels, 1), nn.ReLU(inplace=True))
-        self.reduce = conv_block(channels * (len(self.pyramid) + 1), channels, 1, dropout=dropouts[0])
-        self.shallow = conv_block(low, low_channels, 1)
+        self.reduce = block(channels * (len(self.pyramid) + 1), channels, 1, dropout=dropouts[0])
+        self.shallow = block(low, low_channels, 1)
         self.refine = nn.Sequential(
-            conv_block(low_channels + channels, channels, dropout=dropouts[1]),
-            conv_block(channels, channels, dropout=dropouts[2]),
+            block(low_channels + channels, channels, dropout=dropouts[1]),
+            block(channels, channels, dropout=dropouts[2]),
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (N, classes, h, w) on the grid of the shallow features."""
         low_Nchw, high_NCHW = self._transform_inputs(inputs)
         pooled = self.pool(high_NCHW).expand(-1, -1, *high_NCHW.shape[2:])
-        deep = self.reduce(torch.cat([*(block(high_NCHW) for block in self.pyramid), pooled], dim=1))
+        deep = self.reduce(torch.cat([*(layer(high_NCHW) for layer in self.pyramid), pooled], dim=1))
         deep = functional.interpolate(deep, size=low_Nchw.shape[2:], mode="bilinear", align_corners=self.align_corners)
         return self.cls_seg(self.refine(torch.cat([self.shallow(low_Nchw), deep], dim=1)))

@@ -14,6 +14,7 @@ forward pass ends with f_k. The paper's own is `ConditionDecoder`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -100,13 +101,14 @@ class AttentiveFusionHead(BaseDecodeHead):
         self.checkpoint_branches = checkpoint_branches
         self.branches = ModuleList(branches)  # MMEngine's: init_weights reaches them
         self.classifiers = nn.ModuleList(nn.Conv2d(width, self.out_channels, 1) for _ in branches)
+        block = partial(conv_block, norm_cfg=self.norm_cfg)
         self.attend = nn.Sequential(
-            conv_block(width * num_conditions, fused, dropout=dropouts[0]),
+            block(width * num_conditions, fused, dropout=dropouts[0]),
             nn.Conv2d(fused, num_conditions, 1, bias=False),
         )
         self.fuse = nn.Sequential(
-            conv_block(width * (num_conditions + 1), fused, dropout=dropouts[1]),
-            conv_block(fused, fused, dropout=dropouts[2]),
+            block(width * (num_conditions + 1), fused, dropout=dropouts[1]),
+            block(fused, fused, dropout=dropouts[2]),
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

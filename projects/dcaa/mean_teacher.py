@@ -138,7 +138,7 @@ class MeanTeacherSegmentor(PlainSegmentor):
     def pseudo_labels(self, target: DomainBatch) -> tuple[Tensor, Tensor]:
         """The teacher's labels (N, H, W), ignored where the picture is padded, and the weight of each pixel."""
         confidence, labels = self.teach(target.inputs).max(dim=1)
-        inside = _inside(target)
+        inside = target.inside()
         labels = torch.where(inside, labels, self.decode_head.ignore_index)
         sure = ((confidence > self.threshold) & inside).to(confidence.dtype)
         if self.weighting == "image":
@@ -157,13 +157,3 @@ class MeanTeacherSegmentor(PlainSegmentor):
         turn = torch.arange(len(target.inputs), device=source_labels.device) % len(source.inputs)
         ignore = self.decode_head.ignore_index
         return class_mix(source.inputs[turn], source_labels[turn], target.inputs, labels, weights, ignore_index=ignore)
-
-
-def _inside(pictures: DomainBatch) -> Tensor:
-    """Which pixels (N, H, W) are of the picture, and not padding at its right and its bottom."""
-    inside = torch.ones_like(pictures.inputs[:, 0], dtype=torch.bool)
-    for mask, sample in zip(inside, pictures.samples, strict=True):
-        _, right, _, bottom = sample.metainfo.get("padding_size", (0, 0, 0, 0))
-        mask[mask.shape[0] - bottom :] = False
-        mask[:, mask.shape[1] - right :] = False
-    return inside

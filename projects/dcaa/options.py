@@ -21,7 +21,8 @@ class SelfTraining:
         hard_only: align the hard pixels alone; False aligns them all.
         weight: of the loss on pseudo labels.
         pseudo_on: ``'global'``: the fused head learns from pseudo labels; ``'all'``: the condition's decoder too.
-        student: ``'weak'``: sees what the teacher sees; ``'strong'``: sees it strongly augmented.
+        student: ``'weak'``: sees what the teacher sees; ``'strong'``: sees it strongly augmented; ``'mixed'``: sees it
+            under half the classes of a source picture, strongly augmented.
         momentum: of the teacher, the weight of the new value; None and no interval freeze it.
         interval: copy the teacher anew every so many steps.
     """
@@ -68,7 +69,7 @@ class SelfTraining:
             raise ValueError(f"self_training.threshold lies in [0, 1), got {self.threshold}")
         if self.pseudo_on not in ("global", "all"):
             raise ValueError(f"self_training.pseudo_on is 'global' or 'all', got {self.pseudo_on!r}")
-        if self.student not in ("weak", "strong"):
-            raise ValueError(f"self_training.student is 'weak' or 'strong', got {self.student!r}")
+        if self.student not in ("weak", "strong", "mixed"):
+            raise ValueError(f"self_training.student is 'weak', 'strong' or 'mixed', got {self.student!r}")
         if self.weight < 0:
             raise ValueError(f"self_training.weight is at least 0, got {self.weight}")

@@ -18,7 +18,7 @@ Where we differ from the released code, all of it undone by ``release_compat=Tru
 stage ``align`` (there only D_g is stepped); the hard pixels' loss is normalised on one grid; d is taken at the size of
 the predictions and not sixteen times larger; the parts of the loss run backward one after another.
 Ours, and off by default: a moving teacher, labels for every decoder (``pseudo_on='all'``), and a student that sees its
-target pictures strongly augmented (``student='strong'``).
+target pictures strongly augmented (``student='strong'``) or mixed with source pictures too (``student='mixed'``).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from alimm.projects.dcaa import adversarial, ambivalence
 from alimm.projects.dcaa.base import AdaptationSegmentor, DomainBatch, Losses, StepBatch, condition_names
 from alimm.projects.dcaa.head import AttentiveFusionHead, BranchOutputs
+from alimm.projects.dcaa.lesson import Lesson, make_lesson, mixed
 from alimm.projects.dcaa.options import SelfTraining
 from alimm.projects.dcaa.teacher import Teacher
 from alimm.registry import MODELS
@@ -170,39 +171,34 @@ class DCAASegmentor(AdaptationSegmentor):
 
     def _target_losses(self, batch: StepBatch) -> Losses:
         target = batch.target
-        inputs, losses = target.inputs, {}
-        teaching = self.stage == "self_train"
-        lesson = self._lesson(target) if teaching else None
-        if teaching and self.self_training.student == "strong":
-            inputs = self.augmented(inputs)
+        inputs, lesson = target.inputs, None
+        losses: Losses = {}
+        options = self.self_training
+        if self.stage == "self_train":
+            taught, lesson = self.lesson(target)
+            if options.student == "mixed":
+                inputs, lesson = mixed(batch.source, target, lesson, self.decode_head.ignore_index)
+            if options.student != "weak":
+                inputs = self.augmented(inputs)
         outputs = self.decode_head.forward_all(self.extract_feat(inputs))
         matched = outputs.matched(target.cond_ids)
         probabilities = matched.softmax(dim=1), outputs.att.softmax(dim=1)
         batch.kept["target"] = probabilities[0].detach(), probabilities[1].detach()
-        hard = None
         if lesson is not None:
-            labels, easy, hard_mask = lesson
-            losses["target.loss_easy"] = self._easy(outputs, matched, labels, easy)
-            losses["target.easy"] = (easy > 0).float().mean()
-            hard = hard_mask if self.self_training.hard_only else None
+            if options.student == "mixed":  # the discriminators learn from whole pictures, as the teacher sees them
+                batch.kept["target"] = taught.matched(target.cond_ids).softmax(dim=1), taught.att.softmax(dim=1)
+            losses["target.loss_easy"] = self._easy(outputs, matched, lesson.labels, lesson.easy)
+            losses["target.easy"] = (lesson.easy > 0).float().mean()
+        hard = lesson.hard if lesson is not None and options.hard_only else None
         losses.update(self._adversarial(probabilities, target.cond_ids, hard))
         return losses
 
-    def _lesson(self, target: DomainBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Pseudo labels (N, h, w), weights of the easy pixels and the mask of the hard ones, by the teacher."""
-        options = self.self_training
-        with torch.no_grad():
-            outputs = self.teach(target.inputs)
-            labels, _ = ambivalence.pseudo_labels(
-                outputs.cond, outputs.att, outputs.mask, options.threshold, self.decode_head.ignore_index,
-                correlate=options.correlate,
-            )  # fmt: skip
-            if not options.ambivalence:
-                valid = (labels != self.decode_head.ignore_index).float()
-                return labels, valid, 1 - valid
-            d = self._ambivalence(outputs.att)
-            threshold = ambivalence.resolve_threshold(d, options.ambivalence_threshold)
-            return labels, *ambivalence.split(d, labels, threshold, self.decode_head.ignore_index)
+    @torch.no_grad()
+    def lesson(self, target: DomainBatch) -> tuple[BranchOutputs, Lesson]:
+        """What the teacher makes of target pictures, and what a student should learn from that."""
+        taught = self.teach(target.inputs)
+        d = self._ambivalence(taught.att) if self.self_training.ambivalence else None
+        return taught, make_lesson(taught, d, target.inside(), self.self_training, self.decode_head.ignore_index)
 
     def teach(self, inputs: Tensor) -> BranchOutputs:
         """What the teacher makes of pictures (N, 3, H, W); what the model itself makes of them where there is none."""
