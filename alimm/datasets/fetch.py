@@ -63,7 +63,7 @@ def fetch_files(package: DebianPackage, source: Path | None = None, root: Path =
     if source is not None:
         if not source.exists():
             raise FetchError(f"--from {source}: there is no such file or folder")
-        deb = source if source.is_file() else _find_deb(package, source)
+        deb = source if source.is_file() else find_deb(package, source)
         found = _read_deb(package, deb) if deb is not None else _read_folder(package, source)
         if found is None:
             names = ", ".join(PurePosixPath(name).name for name in package.files)
@@ -73,11 +73,12 @@ def fetch_files(package: DebianPackage, source: Path | None = None, root: Path =
     if found is not None and not _faults(package, found):
         return found
     with tempfile.TemporaryDirectory(prefix="alimm-apt-") as folder:
-        deb = _apt_download(package, Path(folder))
+        deb = apt_download(package, Path(folder))
         return _checked(package, _read_deb(package, deb), deb.name)
 
 
-def _find_deb(package: DebianPackage, folder: Path) -> Path | None:
+def find_deb(package: DebianPackage, folder: Path) -> Path | None:
+    """The newest file of a package in a folder, or None."""
     found = sorted(folder.glob(f"{package.name}_*.deb"))
     return found[-1] if found else None
 
@@ -120,7 +121,7 @@ def _read_deb(package: DebianPackage, path: Path) -> dict[str, bytes]:
         raise ValueError(f"{path} is damaged: expected sha256 {package.sha256}, got {sha256_of(data)}. Fetch it again")
     found = {}
     try:
-        with _open_data(path, data) as archive:
+        with open_data(path, data) as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 content = archive.extractfile(member) if name in package.files else None
@@ -134,7 +135,7 @@ def _read_deb(package: DebianPackage, path: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def _open_data(path: Path, data: bytes) -> Iterator[tarfile.TarFile]:
+def open_data(path: Path, data: bytes) -> Iterator[tarfile.TarFile]:
     """Open the archive of files inside a package, which is an ``ar`` archive of members with 60-byte headers."""
     if not data.startswith(b"!<arch>\n"):
         raise ValueError("it does not start as a package does")
@@ -160,7 +161,7 @@ def _open_data(path: Path, data: bytes) -> Iterator[tarfile.TarFile]:
     raise ValueError("it has no data.tar inside")
 
 
-def _apt_download(package: DebianPackage, folder: Path) -> Path:
+def apt_download(package: DebianPackage, folder: Path) -> Path:
     """Download with apt: the pinned version, else with fresh lists in ``folder``, else whatever version there is."""
     advice = (
         f"On a machine with Debian's mirrors, run `apt-get download {package.name}={package.version}`, bring the file "
@@ -180,7 +181,7 @@ def _apt_download(package: DebianPackage, folder: Path) -> Path:
     last = ""
     for command in attempts:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
-        deb = _find_deb(package, folder)
+        deb = find_deb(package, folder)
         if command is not update and done.returncode == 0 and deb is not None:
             return deb
         last = (done.stderr or done.stdout).strip() or last

@@ -148,7 +148,7 @@ def fetch_tree(bundle: CutOutPackage, chosen: Callable[[str], bool], source: Pat
     if source is not None:
         if not source.exists():
             raise FetchError(f"--from {source}: there is no such file or folder")
-        deb = source if source.is_file() else fetch._find_deb(package, source)
+        deb = source if source.is_file() else fetch.find_deb(package, source)
         files = _in_folder(bundle, chosen, source) if deb is None else _in_package(bundle, chosen, deb)
         if not files:
             raise FetchError(f"{source} holds neither a package {package.name}_*.deb nor a folder {bundle.folder}")
@@ -157,7 +157,7 @@ def fetch_tree(bundle: CutOutPackage, chosen: Callable[[str], bool], source: Pat
     if files and listing_of(files) == bundle.listing:
         return files
     with tempfile.TemporaryDirectory(prefix="alimm-apt-") as folder:
-        deb = fetch._apt_download(package, Path(folder))
+        deb = fetch.apt_download(package, Path(folder))
         return _checked(bundle, _in_package(bundle, chosen, deb), deb.name)
 
 
@@ -170,7 +170,7 @@ def _in_folder(bundle: CutOutPackage, chosen: Callable[[str], bool], root: Path)
 def _in_package(bundle: CutOutPackage, chosen: Callable[[str], bool], deb: Path) -> dict[str, bytes]:
     files = {}
     try:
-        with fetch._open_data(deb, deb.read_bytes()) as archive:
+        with fetch.open_data(deb, deb.read_bytes()) as archive:
             for member in archive:
                 name = member.name.removeprefix("./").removeprefix(f"{bundle.folder}/")
                 content = archive.extractfile(member) if member.isfile() and chosen(name) else None
