@@ -11,6 +11,7 @@ from alimm.projects.dcaa.baselines import AdversarialSegmentor
 
 model.update(
     type=AdversarialSegmentor,
+    adversarial_weight=0.01,
     discriminator=dict(layout="adaptsegnet", channels=(16, 32, 64, 64)),
 )
 train_dataloader.target = dict(batch_size=5, num_workers=0, sampler=sampler, dataset=target_dataset)

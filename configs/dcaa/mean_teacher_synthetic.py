@@ -8,7 +8,7 @@ with read_base():
 from alimm.projects.dcaa.mean_teacher import MeanTeacherSegmentor
 from alimm.projects.dcaa.stage_hook import StageHook
 
-model.update(type=MeanTeacherSegmentor, momentum=0.005)
+model.update(type=MeanTeacherSegmentor, momentum=0.02, class_mix=True, threshold=0.6, weighting="pixel")
 train_dataloader.target = dict(batch_size=5, num_workers=0, sampler=sampler, dataset=target_dataset)
 custom_hooks.append(
     dict(

@@ -1,4 +1,4 @@
-"""Synthetic weather, no adaptation: the source's labels alone. Also the warm-up that the other configs start from."""
+"""Synthetic weather, no adaptation: the source's labels alone."""
 
 from mmengine.config import read_base
 
@@ -14,9 +14,10 @@ from torch.optim import AdamW
 from alimm.hooks import EpochSeedHook
 from alimm.projects.dcaa.loop import MultiLoaderTrainLoop
 from alimm.projects.dcaa.optim import AlternatingOptimWrapperConstructor
+from alimm.projects.dcaa.wrapper import SteppedDataParallel
 
 default_scope = "mmseg"
-max_iters = 2000
+max_iters = 1000
 
 model.update(conditions=conditions)
 train_dataloader.pop("target")
@@ -36,4 +37,5 @@ default_hooks.logger.interval = 100
 default_hooks.checkpoint.update(by_epoch=False, interval=max_iters)
 log_processor.by_epoch = False
 custom_hooks = [dict(type=EpochSeedHook)]
+model_wrapper_cfg = dict(type=SteppedDataParallel)
 expected = {"mIoU/adverse": 0.0}

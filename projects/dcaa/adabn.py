@@ -7,7 +7,8 @@ With x of the target, for each channel of each batch norm layer
 
 where gamma, beta and all other weights stay what the source taught. As in the paper, layers normalise by the target's
 statistics while deeper ones are measured: one pass measures all, each layer normalising by its batch. The paper updates
-mean and variance over the pictures one after the other; we average the means and the unbiased variances of the batches.
+mean and variance over the pictures one after the other; we average the means and the unbiased variances of the batches,
+each weighed by its number of pictures.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import copy
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -51,8 +52,8 @@ def reestimate_bn(
     Args:
         model: any model. It is in evaluation but for its batch norm layers, and its modes are put back.
         batches: what the loader gives; labels are not needed.
-        momentum: None averages over the batches, forgetting what was there before; a number from 0 to 1 goes on from it
-            as batch norm does in training.
+        momentum: None averages over the batches, each weighed by its pictures, forgetting what was there before; a
+            number from 0 to 1 goes on from it as batch norm does in training.
         forward: runs the model on a batch; by default that of an MMEngine model in the mode ``'tensor'`` on
             preprocessed data, and ``model(batch)`` of any other.
 
@@ -70,6 +71,7 @@ def reestimate_bn(
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers.values()]
     count = 0
+    counting = ExitStack()
     try:
         for module, _ in modes:
             module.training = False
@@ -78,12 +80,14 @@ def reestimate_bn(
             layer.momentum = momentum
             if momentum is None:
                 layer.reset_running_stats()
+                counting.callback(layer.register_forward_pre_hook(_WeighBySize()).remove)
             elif layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.zero_()
         for batch in batches:
             run(batch)
             count += 1
     finally:
+        counting.close()
         for module, mode in modes:
             module.training = mode
         for layer, old in zip(layers.values(), momenta, strict=True):
@@ -99,6 +103,17 @@ def reestimate_bn(
             all_reduce(layer.running_mean, op="mean")
             all_reduce(layer.running_var, op="mean")
     return count
+
+
+class _WeighBySize:
+    """Before each forward pass of a layer, lets its momentum be this batch's share of all pictures until now."""
+
+    def __init__(self) -> None:
+        self._pictures = 0
+
+    def __call__(self, layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        self._pictures += len(inputs[0])
+        layer.momentum = len(inputs[0]) / self._pictures
 
 
 def norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -164,7 +179,7 @@ class AdaBNHook(Hook):
     Args:
         dataloader: config of a loader of target pictures; pictures of a batch have the same size. Without ``sampler``,
             the pictures are shuffled by the run's seed.
-        num_batches: read so many of each rank; None reads all.
+        num_batches: read so many of each rank; None reads all pictures once, and as many where the sampler has no end.
         momentum: see `reestimate_bn`.
         keep: let the last checkpoint and those of the best scores hold the target's statistics, so that they give the
             same scores without this hook. By default all checkpoints hold the source's, and need the hook.
@@ -251,14 +266,22 @@ class AdaBNHook(Hook):
                     "dict(type='DefaultSampler', shuffle=True)"
                 )
         self._source = statistics(model)
+        limit = self.num_batches or _one_pass(self._loader)
         with _own_randomness(seed):
-            count = reestimate_bn(model, itertools.islice(self._loader, self.num_batches), self.momentum)
+            count = reestimate_bn(model, itertools.islice(self._loader, limit), self.momentum)
         runner.logger.info(f"AdaBN: measured batch norm on {count} batches of target pictures")
 
     def _give_back(self, runner: Runner) -> None:
         if self._source is not None:
             restore(_plain(runner.model), self._source)
             self._source = None
+
+
+def _one_pass(loader: Any) -> int | None:
+    """How many batches of each rank hold as many pictures as there are; None where the size of a batch varies."""
+    if loader.batch_size is None:
+        return None
+    return -(-len(loader.dataset) // (loader.batch_size * get_world_size()))
 
 
 @contextmanager

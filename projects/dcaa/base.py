@@ -13,62 +13,22 @@ with N times the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmseg.models import SegDataPreProcessor
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 
 from alimm.projects.dcaa.adversarial import frozen
 from alimm.projects.dcaa.augment_batch import strong_augment_batch
+from alimm.projects.dcaa.batch import BatchReader, StepBatch, condition_names
 from alimm.projects.dcaa.wrapper import average_gradients
 
 Losses = dict[str, Tensor]
 
 
-@dataclass
-class DomainBatch:
-    """Pictures of one domain, preprocessed.
-
-    Attributes:
-        inputs: (N, 3, H, W) float.
-        samples: their N data samples.
-        cond_ids: (N,) long, the condition of each; of a source picture the condition whose style it has.
-    """
-
-    inputs: Tensor
-    samples: list[Any]
-    cond_ids: Tensor
-
-    def inside(self) -> Tensor:
-        """Which pixels (N, H, W) are of the picture, and not padding at its right and its bottom."""
-        inside = torch.ones_like(self.inputs[:, 0], dtype=torch.bool)
-        for mask, sample in zip(inside, self.samples, strict=True):
-            _, right, _, bottom = sample.metainfo.get("padding_size", (0, 0, 0, 0))
-            mask[mask.shape[0] - bottom :] = False
-            mask[:, mask.shape[1] - right :] = False
-        return inside
-
-
-@dataclass
-class StepBatch:
-    """Both domains, and what the segmentor's part of the step leaves for the discriminators' part.
-
-    Attributes:
-        source: labelled.
-        target: without labels.
-        kept: name -> detached tensor.
-    """
-
-    source: DomainBatch
-    target: DomainBatch
-    kept: dict[str, Any] = field(default_factory=dict)
-
-
-class AdaptationSegmentor(EncoderDecoder):
+class AdaptationSegmentor(BatchReader, EncoderDecoder):
     """An encoder and decoder that is trained on a source and a target.
 
     Training goes through ``train_step`` alone; validation, test and inference are those of ``EncoderDecoder``.
@@ -103,13 +63,25 @@ class AdaptationSegmentor(EncoderDecoder):
         self.split_backward = split_backward
         self.freeze_bn = freeze_bn
         self._check_stage(stage)
-        self.register_buffer("stage_index", torch.tensor(self.STAGES.index(stage)))
+        # A single stage is not saved: other models that start from these weights would take it over.
+        self.register_buffer("stage_index", torch.tensor(self.STAGES.index(stage)), persistent=len(self.STAGES) > 1)
         self.train(self.training)  # frozen batch norm must not reach an optimiser
 
     @property
     def stage(self) -> str:
-        """Where training is; saved with the weights."""
-        return self.STAGES[int(self.stage_index)]
+        """Where training is; saved with the weights where there are several.
+
+        Raises:
+            ValueError: the weights that were loaded are in a stage of another class.
+        """
+        index = int(self.stage_index)
+        if not 0 <= index < len(self.STAGES):
+            raise ValueError(
+                f"{type(self).__name__} has the stages {', '.join(self.STAGES)}, and the weights that were loaded are "
+                f"in stage number {index}, counted from 0: they are of another class. Enter a stage after loading "
+                "(alimm.StageHook does, in a run that is not resumed), or leave stage_index out of the weights"
+            )
+        return self.STAGES[index]
 
     def enter_stage(self, stage: str) -> None:
         """Move to a stage.
@@ -208,12 +180,17 @@ class AdaptationSegmentor(EncoderDecoder):
         return [p for p in self.parameters() if id(p) not in others and p.requires_grad]
 
     def augmented(self, inputs_N3HW: Tensor) -> Tensor:
-        """Preprocessed pictures (N, 3, H, W), strongly augmented in colour and sharpness, as a student sees them."""
+        """Preprocessed pictures (N, 3, H, W), strongly augmented in colour and sharpness, as a student sees them.
+
+        In full precision, also where autocast is on.
+        """
         mean: Any = getattr(self.data_preprocessor, "mean", None)
-        if mean is None:
-            return strong_augment_batch(inputs_N3HW)
-        std = self.data_preprocessor.std
-        return (strong_augment_batch(inputs_N3HW * std + mean) - mean) / std
+        with torch.autocast(inputs_N3HW.device.type, enabled=False):
+            inputs = inputs_N3HW.float()
+            if mean is None:
+                return strong_augment_batch(inputs)
+            std = self.data_preprocessor.std
+            return (strong_augment_batch(inputs * std + mean) - mean) / std
 
     def _log(self, losses: Losses, logs: Losses) -> Tensor:
         total, shown = self.parse_losses(losses)
@@ -222,112 +199,14 @@ class AdaptationSegmentor(EncoderDecoder):
         logs["loss"] = logs.get("loss", 0.0) + total.detach()
         return total
 
-    def read_batch(self, data: Any) -> StepBatch:
-        """Check both domains of a batch, then preprocess them.
-
-        Raises:
-            ValueError: as `train_step` says.
-        """
-        if not isinstance(data, dict) or not {"source", "target"} <= data.keys():
-            found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(
-                f"{type(self).__name__} trains on batches dict(source=..., target=...), got {found}. Write "
-                "train_dataloader = dict(source=dict(...), target=dict(...)) and train_cfg = "
-                "dict(type='alimm.MultiLoaderTrainLoop', max_iters=...)"
-            )
-        return StepBatch(self._read(data["source"], "source"), self._read(data["target"], "target"))
-
-    def _read(self, data: dict[str, Any], domain: str) -> DomainBatch:
-        for picture, sample in zip(data["inputs"], data["data_samples"], strict=True):
-            self._check_sample(picture, sample, domain)
-        sizes = (getattr(self.data_preprocessor, name, None) for name in ("size", "size_divisor"))
-        if isinstance(self.data_preprocessor, SegDataPreProcessor) and all(size is None for size in sizes):
-            raise ValueError(
-                "SegDataPreProcessor does not know what to pad training pictures to: give data_preprocessor "
-                "size=(height, width) of the crops, or size_divisor=32"
-            )
-        ready = self.data_preprocessor(data, True)
-        samples = ready["data_samples"]
-        ids = torch.tensor([sample.metainfo.get("cond_id", 0) for sample in samples], device=ready["inputs"].device)
-        return DomainBatch(ready["inputs"], samples, ids)
-
-    def _check_sample(self, picture: Tensor, sample: Any, domain: str) -> None:
-        name = sample.metainfo.get("img_path", "a picture")
-        given = sample.metainfo.get("domain", domain)
-        if given != domain:
-            raise ValueError(f"{name} of the {domain} loader belongs to the domain {given!r}: are the loaders swapped?")
-        self._check_condition(name, sample, domain)
-        self._check_labels(name, picture, sample, domain)
-
-    def _check_condition(self, name: str, sample: Any, domain: str) -> None:
-        cond_id = sample.metainfo.get("cond_id")
-        if cond_id is None:
-            raise ValueError(
-                f"{name} comes without its condition: end the {domain} pipeline with dict(type="
-                "'alimm.PackConditionInputs'), and use a data set that knows conditions (alimm.ConditionSegDataset)"
-            )
-        if not 0 <= int(cond_id) < len(self.conditions):
-            raise ValueError(
-                f"{name} has condition {sample.metainfo.get('condition', cond_id)!r} with number {cond_id}, and the "
-                f"model has {len(self.conditions)}: {', '.join(self.conditions)}. Give model.conditions those of the "
-                "data set"
-            )
-        named = sample.metainfo.get("condition")
-        if named is not None and self._named and domain == "target" and self.conditions[int(cond_id)] != named:
-            raise ValueError(
-                f"{name} has condition {named!r} as number {cond_id}, which the model calls "
-                f"{self.conditions[int(cond_id)]!r}: give model and data sets the conditions in one order"
-            )
-
-    def _check_labels(self, name: str, picture: Tensor, sample: Any, domain: str) -> None:
-        labels = getattr(sample, "gt_sem_seg", None)
-        if domain == "target":
-            if labels is not None:
-                raise ValueError(
-                    f"{name} of the target comes with labels, which training must not see: set with_labels=False in "
-                    "its data set and take LoadAnnotations out of its pipeline"
-                )
-            return
-        if labels is None:
-            raise ValueError(f"{name} of the source has no labels: add dict(type='LoadAnnotations') to its pipeline")
-        if labels.data.shape[-2:] != picture.shape[-2:]:
-            raise ValueError(
-                f"the labels of {name} are {tuple(labels.data.shape[-2:])} and the picture is "
-                f"{tuple(picture.shape[-2:])}: resize both alike (mmseg's Resize and RandomCrop do)"
-            )
-        ignore = self.decode_head.ignore_index
-        wrong = labels.data[((labels.data < 0) | (labels.data >= self.num_classes)) & (labels.data != ignore)]
-        if wrong.numel():  # on a GPU the loss would only say that an assertion failed
-            raise ValueError(
-                f"the labels of {name} have the value {int(wrong[0])}; classes are 0 .. {self.num_classes - 1}, and "
-                f"{ignore} is left out: set num_classes, reduce_zero_label or the data set's map of labels"
-            )
-
-    @property
-    def _named(self) -> bool:
-        return self.conditions != condition_names(len(self.conditions), "")
-
-
-def condition_names(conditions: Sequence[str] | int, who: str) -> tuple[str, ...]:
-    """Names of the conditions; a number becomes ``condition0``, ``condition1``, ...
-
-    Raises:
-        ValueError: none, a name twice, or one text.
-    """
-    if isinstance(conditions, str):
-        raise ValueError(f"{who} takes a list of conditions or their number, got the text {conditions!r}")
-    if isinstance(conditions, int):
-        names = tuple(f"condition{k}" for k in range(conditions))
-    else:
-        names = tuple(conditions)
-    if not names:
-        raise ValueError(f"{who} needs at least one condition, got {conditions!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{who} got a condition twice: {', '.join(names)}")
-    return names
-
 
 def _wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> tuple[OptimWrapper, OptimWrapper]:
+    for wrapper in optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]:
+        if wrapper._accumulative_counts != 1:
+            raise ValueError(
+                f"accumulative_counts is {wrapper._accumulative_counts}, but gradients are dropped after every "
+                "iteration: leave it out of optim_wrapper, and use a larger batch"
+            )
     if not isinstance(optim_wrapper, OptimWrapperDict):
         return optim_wrapper, optim_wrapper
     names = list(optim_wrapper.keys())

@@ -24,10 +24,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.nn.functional as F
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial
-from alimm.projects.dcaa.base import AdaptationSegmentor, DomainBatch, Losses, StepBatch
+from alimm.projects.dcaa.base import AdaptationSegmentor, Losses
+from alimm.projects.dcaa.batch import DomainBatch, StepBatch
+from alimm.projects.dcaa.supervised import head_loss
 from alimm.registry import MODELS
 
 INPUTS = ("softmax", "entropy")
@@ -52,7 +55,7 @@ class PlainSegmentor(AdaptationSegmentor):
     def _source_losses(self, batch: StepBatch) -> Losses:
         source = batch.source
         features = self.extract_feat(source.inputs)
-        losses = _named("source", self.decode_head.loss(features, source.samples, self.train_cfg))
+        losses = _named("source", head_loss(self.decode_head, self.decode_head(features), source.samples))
         if self.with_auxiliary_head:
             losses.update(self._auxiliary_head_forward_train(features, source.samples))
         return losses
@@ -166,9 +169,8 @@ class AdversarialSegmentor(PlainSegmentor):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         options = {"type": "alimm.PixelDiscriminator", "layout": "adaptsegnet", **(discriminator or {})}
         if self.weights:
-            self.discriminators = nn.ModuleList(
-                MODELS.build({**options, "in_channels": self.out_channels}) for _ in self.weights
-            )
+            judges = [MODELS.build({**options, "in_channels": self.out_channels}) for _ in self.weights]
+            self.discriminators = ModuleList(judges)  # MMEngine's: init_weights reaches them
 
     def segmentor_losses(self, batch: StepBatch) -> Iterator[Losses]:
         """The source's part, then the target's."""
@@ -180,9 +182,9 @@ class AdversarialSegmentor(PlainSegmentor):
         source = batch.source
         features = self.extract_feat(source.inputs)
         logits = self._logits(features)
-        losses = _named("source", self.decode_head.loss_by_feat(logits["decode"], source.samples))
+        losses = _named("source", head_loss(self.decode_head, logits["decode"], source.samples))
         if "auxiliary" in logits:
-            losses.update(_named("aux", self.auxiliary_head.loss_by_feat(logits["auxiliary"], source.samples)))
+            losses.update(_named("aux", head_loss(self.auxiliary_head, logits["auxiliary"], source.samples)))
         elif self.with_auxiliary_head:
             losses.update(self._auxiliary_head_forward_train(features, source.samples))
         batch.kept["source"] = {name: value.detach() for name, value in logits.items()}

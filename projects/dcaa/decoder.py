@@ -80,6 +80,7 @@ class ConditionDecoder(BaseDecodeHead):
             )
         if len(dropouts) != 3:
             raise ValueError(f"ConditionDecoder takes three dropouts, got {dropouts}")
+        kwargs.setdefault("loss_decode", dict(type="mmseg.CrossEntropyLoss"))  # found from any scope
         super().__init__(
             in_channels=list(in_channels),
             channels=channels,

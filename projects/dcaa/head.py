@@ -68,8 +68,8 @@ class AttentiveFusionHead(BaseDecodeHead):
         init_cfg: as in ``BaseDecodeHead``.
 
     Raises:
-        ValueError: ``num_conditions`` is less than 1, or the branch is not a single head that ends with
-            ``cls_seg``.
+        ValueError: ``num_conditions`` is less than 1, or the branch is not a single head that ends with ``cls_seg``,
+            or is an `AttentiveFusionHead` itself.
     """
 
     def __init__(
@@ -132,23 +132,28 @@ class AttentiveFusionHead(BaseDecodeHead):
 
     def _decode(self, branch: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
         if not (self.checkpoint_branches and torch.is_grad_enabled()):
-            decoded = branch(inputs)
-            if not isinstance(decoded, Tensor):
-                raise ValueError(f"{_refused(branch)} it has several outputs. {_SUGGESTED}")
-            return decoded
+            return _single(branch, branch(inputs))
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in branch.modules()):
             raise ValueError(
                 "checkpoint_branches runs the decoders twice, and batch norm would update its statistics twice: set "
                 "freeze_bn=True in the segmentor, or checkpoint_branches=False in its head"
             )
-        return checkpoint(lambda *tensors: branch(tensors), *inputs, use_reentrant=False)
+        return _single(branch, checkpoint(lambda *tensors: branch(tensors), *inputs, use_reentrant=False))
 
     def _fused(self, features: list[Tensor], mask_NKhw: Tensor) -> Tensor:
         attended: Any = sum(mask_NKhw[:, k : k + 1] * feature for k, feature in enumerate(features))
         return self.cls_seg(self.fuse(torch.cat([*features, attended], dim=1)))
 
 
+def _single(branch: nn.Module, decoded: Any) -> Tensor:
+    if not isinstance(decoded, Tensor):
+        raise ValueError(f"{_refused(branch)} it has several outputs. {_SUGGESTED}")
+    return decoded
+
+
 def _without_classifier(branch: nn.Module) -> Any:
+    if isinstance(branch, AttentiveFusionHead):
+        raise ValueError(f"{_refused(branch)} it has decoders itself. {_SUGGESTED}")
     classifier = getattr(branch, "conv_seg", None)
     if not isinstance(branch, BaseDecodeHead) or not isinstance(classifier, nn.Conv2d):
         raise ValueError(f"{_refused(branch)} it has no classifier `conv_seg` behind its features. {_SUGGESTED}")

@@ -2,8 +2,9 @@
 
 Stage ``self_train`` of DCAA (Cai et al., AAAI 2021, arXiv:2012.05608; equations in ``segmentor.py``): labels of the
 easy pixels with their weights, and the mask of the hard ones. `mixed` is ours, after DACS (Tranheden et al., WACV
-2021): half the classes of a source picture in the style of the same condition are pasted over the target picture. It is done at the
-size of the pictures; labels, weights and masks come back to the grid of the predictions by their nearest pixel.
+2021): half the classes of a source picture in the style of the same condition are pasted over the target picture. It is
+done at the size of the pictures; labels, weights and masks come back to the grid of the predictions by their nearest
+pixel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from alimm.projects.dcaa import ambivalence
 from alimm.projects.dcaa.augment_batch import class_mix
-from alimm.projects.dcaa.base import DomainBatch
+from alimm.projects.dcaa.batch import DomainBatch
 from alimm.projects.dcaa.head import BranchOutputs
 from alimm.projects.dcaa.options import SelfTraining
 
@@ -55,7 +56,8 @@ def make_lesson(
     if d_Nhw is None:
         easy = (labels != ignore_index).float()
         return Lesson(labels, easy, inside * (1 - easy))
-    threshold = ambivalence.resolve_threshold(d_Nhw, options.ambivalence_threshold)
+    seen = d_Nhw[inside > 0] if inside.any() else d_Nhw
+    threshold = ambivalence.resolve_threshold(seen, options.ambivalence_threshold)
     easy, hard = ambivalence.split(d_Nhw, labels, threshold, ignore_index)
     return Lesson(labels, easy, inside * hard)
 

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from alimm.projects.dcaa.optim import DISCRIMINATORS, SEGMENTOR, AlternatingOptimWrapperConstructor
 from alimm.registry import LOOPS
 from alimm.seeding import stream_seed
 
@@ -163,7 +166,8 @@ class MultiLoaderTrainLoop(IterBasedTrainLoop):
         **kwargs: ``val_begin``, ``val_interval`` and ``dynamic_intervals`` of MMEngine's loop.
 
     Raises:
-        ValueError: the loaders are not given by name, or ``auto_scale_lr`` is on: which batch size would count?
+        ValueError: the loaders are not given by name, ``auto_scale_lr`` is on (which batch size would count?), or
+            ``param_scheduler`` is given by name and leaves an optimiser out.
     """
 
     def __init__(
@@ -174,6 +178,7 @@ class MultiLoaderTrainLoop(IterBasedTrainLoop):
                 "auto_scale_lr scales with the batch size, and MultiLoaderTrainLoop has one for every loader: leave it "
                 "out and set optim_wrapper.optimizer.lr for the batch sizes that you use"
             )
+        _check_schedules(runner)
         joint = dataloader if isinstance(dataloader, JointLoader) else build_joint_loader(runner, dataloader)
         super().__init__(runner, joint, max_iters, **kwargs)
 
@@ -213,6 +218,35 @@ def build_joint_loader(runner: Runner, parts: Mapping[str, Any]) -> JointLoader:
         differ = runner._randomness_cfg.get("diff_rank_seed", False)
         loaders[name] = runner.build_dataloader(config, seed=runner.seed, diff_rank_seed=differ)
     return JointLoader(loaders)
+
+
+def _check_schedules(runner: Runner) -> None:
+    schedules: Any = runner.param_schedulers
+    if not isinstance(schedules, Mapping) or "type" in schedules:
+        return
+    if missing := [name for name in _optimiser_names(runner) if name not in schedules]:
+        raise ValueError(
+            f"param_scheduler has schedules for {', '.join(map(str, schedules)) or 'no optimiser'}, and the optimiser "
+            f"{missing[0]!r} has none. Write param_scheduler.{missing[0]} = [dict(type='PolyLR', power=0.9, begin=0, "
+            "end=max_iters, by_epoch=False)], or = [] to keep its learning rate"
+        )
+
+
+def _optimiser_names(runner: Runner) -> list[str]:
+    """Names of the optimisers that are there or are going to be built; none where that is not known."""
+    given: Any = runner.optim_wrapper
+    if isinstance(given, OptimWrapperDict):
+        return list(given.keys())
+    constructor = given.get("constructor") if isinstance(given, Mapping) else None
+    name = constructor if isinstance(constructor, str) else getattr(constructor, "__name__", "")
+    if name.rpartition(".")[2] != AlternatingOptimWrapperConstructor.__name__:
+        return []
+    model: Any = runner.model
+    while is_model_wrapper(model):
+        model = model.module
+    judges = getattr(model, "discriminators", None)
+    trained = judges is not None and any(parameter.requires_grad for parameter in judges.parameters())
+    return [SEGMENTOR, DISCRIMINATORS] if trained else [SEGMENTOR]
 
 
 def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:

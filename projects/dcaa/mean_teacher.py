@@ -14,7 +14,7 @@ to the size of the picture:
 
 Where we differ: the share of sure pixels is of each picture, as the text of DACS has it, and not of the batch, as its
 code has it; the loss is a mean over the pixels with a label, not over all; what the preprocessor pads gets no label.
-Batch statistics of the teacher are copied, and the prediction of a test is the student's.
+Running statistics of the teacher are copied and, by default, not used; the prediction of a test is the student's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial
 from alimm.projects.dcaa.augment_batch import class_mix
-from alimm.projects.dcaa.base import DomainBatch, Losses, StepBatch
+from alimm.projects.dcaa.base import Losses
 from alimm.projects.dcaa.baselines import PlainSegmentor, enlarged
+from alimm.projects.dcaa.batch import DomainBatch, StepBatch
 from alimm.projects.dcaa.teacher import Teacher
 from alimm.registry import MODELS
 
@@ -52,6 +53,8 @@ class MeanTeacherSegmentor(PlainSegmentor):
         pseudo_weight: lambda.
         class_mix: paste half the classes of a source picture over each target picture. All pictures need one size.
         strong: the student sees its target pictures strongly augmented, after mixing. False: as the teacher sees them.
+        batch_statistics: the teacher normalises by the batch of target pictures. False: by its running statistics,
+            which are those of the source where training began there.
         stage: ``'source'`` or ``'self_train'``.
         **kwargs: of `PlainSegmentor`.
 
@@ -70,6 +73,7 @@ class MeanTeacherSegmentor(PlainSegmentor):
         pseudo_weight: float = 1.0,
         class_mix: bool = False,
         strong: bool = True,
+        batch_statistics: bool = True,
         stage: str = "self_train",
         **kwargs: Any,
     ) -> None:
@@ -83,6 +87,7 @@ class MeanTeacherSegmentor(PlainSegmentor):
             raise ValueError(f"MeanTeacherSegmentor: pseudo_weight is at least 0, got {pseudo_weight}")
         self.threshold, self.weighting, self.pseudo_weight = threshold, weighting, pseudo_weight
         self.class_mix, self.strong = class_mix, strong
+        self.batch_statistics = batch_statistics
         self.teacher = Teacher(self._taught(), momentum)
 
     def _taught(self) -> dict[str, nn.Module]:
@@ -129,10 +134,12 @@ class MeanTeacherSegmentor(PlainSegmentor):
     def teach(self, inputs_N3HW: Tensor) -> Tensor:
         """What the teacher makes of pictures: probabilities (N, C, H, W) on their own grid."""
         parts = self.teacher.parts
-        features = parts["backbone"](inputs_N3HW)
-        if self.with_neck:
-            features = parts["neck"](features)
-        return enlarged(parts["decode_head"](features), inputs_N3HW, self.align_corners).softmax(dim=1)
+        with self.teacher.batch_statistics(self.batch_statistics):
+            features = parts["backbone"](inputs_N3HW)
+            if self.with_neck:
+                features = parts["neck"](features)
+            logits = parts["decode_head"](features)
+        return enlarged(logits, inputs_N3HW, self.align_corners).softmax(dim=1)
 
     @torch.no_grad()
     def pseudo_labels(self, target: DomainBatch) -> tuple[Tensor, Tensor]:

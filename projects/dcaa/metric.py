@@ -87,7 +87,8 @@ class ConditionIoUMetric(BaseMetric):
 
     Keys: ``mIoU`` (all pixels pooled), ``mIoU/<condition>``, ``mIoU/mean`` (mean over the conditions), ``mIoU/worst``,
     ``mIoU/adverse`` (mean over the adverse ones), ``aAcc`` (pixels that are right, pooled) and, with ``source_miou``,
-    ``gap``. A condition without a labelled pixel has no key and counts in no mean; the log says so.
+    ``gap``. In a key, "_" stands for what is no letter, no digit and none of "_", "-", "+", ".". A condition without a
+    labelled pixel has no key and counts in no mean; the log says so.
 
     Reads ``pred_sem_seg`` and ``gt_sem_seg`` of the samples, and ``condition`` of their metainfo. After an evaluation
     ``confusions`` holds the (C, C) pixels of each condition, on the rank that computes the metrics.
@@ -106,7 +107,8 @@ class ConditionIoUMetric(BaseMetric):
         collect_dir: see BaseMetric.
 
     Raises:
-        ValueError: a name that would break or hide a key, names given twice, a ``source_miou`` that is no per cent.
+        ValueError: a name that would hide a key, names given twice or with one key, a ``source_miou`` that is no per
+            cent.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class ConditionIoUMetric(BaseMetric):
         self.clear_names = _check_names(clear_names)
         self.print_table = print_table
         self.confusions: dict[str, NDArray[np.int64]] = {}
+        self._seen: dict[str, None] = {}
         if self.conditions is not None and self.adverse is not None:
             _check_known(self.adverse, self.conditions)
 
@@ -170,6 +173,7 @@ class ConditionIoUMetric(BaseMetric):
         """
         if not results:
             raise ValueError("ConditionIoUMetric has no sample to judge: is the validation set empty?")
+        _check_names(list(dict.fromkeys(condition for condition, _ in results)))
         classes = self._classes()
         found: dict[str, NDArray[np.int64]] = {}
         for condition, counts_CC in results:
@@ -191,7 +195,7 @@ class ConditionIoUMetric(BaseMetric):
         pooled_C = 100.0 * iou(pooled_CC)
         means = {name: float(np.nanmean(iou_C)) for name, iou_C in iou_KC.items()}
         metrics = {"mIoU": float(np.nanmean(pooled_C))}
-        metrics.update({f"mIoU/{name}": mean for name, mean in means.items()})
+        metrics.update({f"mIoU/{_key(name)}": mean for name, mean in means.items()})
         metrics["mIoU/mean"] = float(np.mean(list(means.values())))
         metrics["mIoU/worst"] = min(means.values())
         adverse = [name for name in means if self._is_adverse(name)]
@@ -230,8 +234,9 @@ class ConditionIoUMetric(BaseMetric):
                 f"ConditionIoUMetric: sample {name} is of condition {condition!r}, known are {', '.join(known)}: add "
                 "it to conditions of the metric or of the data set"
             )
-        if known is None:
-            _check_names([condition])
+        if known is None and condition not in self._seen:
+            _check_names([*self._seen, condition])
+            self._seen[condition] = None
         return str(condition)
 
     def _log(self, classes: Sequence[str], iou_of: Mapping[str, NDArray[np.float64]]) -> None:
@@ -273,14 +278,24 @@ def _check_names(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise ValueError(f"expected a list of names of conditions, got the string {names!r}: write [{names!r}]")
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name) or name in _TAKEN:
+        if not isinstance(name, str) or not name or name in _TAKEN:
             raise ValueError(
-                f"the condition {name!r} cannot be part of a metric's key: use letters, digits, '_', '-', '+' and '.', "
-                f"and none of {', '.join(_TAKEN)}"
+                f"the condition {name!r} cannot be part of a metric's key: give it a name, and none of "
+                f"{', '.join(_TAKEN)}"
             )
     if len(set(names)) < len(names):
         raise ValueError(f"a condition is named twice in {list(names)}")
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(_key(name), name)
+        if other != name:
+            raise ValueError(f"the conditions {other!r} and {name!r} would both be mIoU/{_key(name)}: rename one")
     return tuple(names)
+
+
+def _key(name: str) -> str:
+    """The condition in a metric's key, without what MMEngine's log would take apart."""
+    return re.sub(r"[^\w.+-]", "_", name)
 
 
 def _check_known(adverse: Sequence[str], known: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ class SelfTraining:
             under half the classes of a source picture, strongly augmented.
         momentum: of the teacher, the weight of the new value; None and no interval freeze it.
         interval: copy the teacher anew every so many steps.
+        batch_statistics: the teacher normalises by the batch, not by its running statistics.
     """
 
     threshold: float | Sequence[float] = 0.6
@@ -37,6 +38,7 @@ class SelfTraining:
     student: str = "weak"
     momentum: float | None = None
     interval: int | None = None
+    batch_statistics: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any], release_compat: bool = False) -> SelfTraining:
@@ -54,7 +56,7 @@ class SelfTraining:
         made = cls(**options)
         made.check()
         if release_compat:
-            for name in ("pseudo_on", "student", "momentum", "interval", "ambivalence_threshold"):
+            for name in ("pseudo_on", "student", "momentum", "interval", "batch_statistics", "ambivalence_threshold"):
                 if getattr(made, name) != getattr(cls, name):
                     raise ValueError(
                         f"release_compat trains as the released code does, where self_training.{name} is "

@@ -32,10 +32,12 @@ from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from alimm.projects.dcaa import adversarial, ambivalence
-from alimm.projects.dcaa.base import AdaptationSegmentor, DomainBatch, Losses, StepBatch, condition_names
+from alimm.projects.dcaa.base import AdaptationSegmentor, Losses
+from alimm.projects.dcaa.batch import DomainBatch, StepBatch, condition_names
 from alimm.projects.dcaa.head import AttentiveFusionHead, BranchOutputs
 from alimm.projects.dcaa.lesson import Lesson, make_lesson, mixed
 from alimm.projects.dcaa.options import SelfTraining
+from alimm.projects.dcaa.supervised import head_loss
 from alimm.projects.dcaa.teacher import Teacher
 from alimm.registry import MODELS
 
@@ -61,6 +63,8 @@ class DCAASegmentor(AdaptationSegmentor):
     Raises:
         ValueError: an option is out of range, or names and heads do not fit together.
     """
+
+    routes_by_condition = True
 
     def __init__(
         self,
@@ -162,7 +166,7 @@ class DCAASegmentor(AdaptationSegmentor):
     def _segmentation(self, matched: Tensor, att: Tensor, source: DomainBatch) -> Losses:
         logits = torch.cat([matched, att])
         if self.class_weight is None and not self.release_compat:
-            return dict(self.decode_head.loss_by_feat(logits, source.samples * 2))
+            return head_loss(self.decode_head, logits, source.samples * 2)
         labels = torch.cat([sample.gt_sem_seg.data for sample in source.samples])
         value, total = ambivalence.segmentation_loss(
             [matched, att], labels, self.class_weight, self.decode_head.ignore_index
@@ -196,7 +200,8 @@ class DCAASegmentor(AdaptationSegmentor):
     @torch.no_grad()
     def lesson(self, target: DomainBatch) -> tuple[BranchOutputs, Lesson]:
         """What the teacher makes of target pictures, and what a student should learn from that."""
-        taught = self.teach(target.inputs)
+        with self.teacher.batch_statistics(self.self_training.batch_statistics):
+            taught = self.teach(target.inputs)
         d = self._ambivalence(taught.att) if self.self_training.ambivalence else None
         return taught, make_lesson(taught, d, target.inside(), self.self_training, self.decode_head.ignore_index)
 

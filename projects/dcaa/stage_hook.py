@@ -22,13 +22,14 @@ class StageHook(Hook):
 
     A model has ``STAGES``, the names in their order, ``stage``, where it is, saved in the buffer ``stage_index``, and
     ``enter_stage(name)``. A run that is resumed within a stage stays there: to enter it again would, for example, copy
-    the teacher again.
+    the teacher again. A new run that starts from weights enters its first stage, whatever stage the weights were saved
+    in.
 
     Args:
         stages: ``dict(begin=<iteration, from 0>, stage=<name>)`` for each stage, in order.
 
     Raises:
-        ValueError: the schedule does not fit itself, the model, the run or the checkpoint that was loaded.
+        ValueError: the schedule does not fit itself, the model, the run or the checkpoint that it resumes.
     """
 
     # Before the hooks that log what the iteration does.
@@ -62,6 +63,10 @@ class StageHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the schedule, and enter the stage of the iteration at which training starts."""
         self._check(runner)
+        if self._loaded and not _resumed(runner):
+            wanted = self._stage_at(runner.iter)
+            _plain(runner.model).enter_stage(wanted)
+            runner.logger.info(f"iteration {runner.iter}: with the weights that were loaded, stage {wanted!r} begins")
         self._move(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -90,7 +95,7 @@ class StageHook(Hook):
             names = ", ".join(name for _, name in self.schedule)
             raise ValueError(f"StageHook: a model only moves forward through {', '.join(known)}, got {names}")
         wanted = self._stage_at(runner.iter)
-        if self._loaded and known.index(model.stage) > known.index(wanted):
+        if self._loaded and _resumed(runner) and known.index(model.stage) > known.index(wanted):
             raise ValueError(
                 f"StageHook: the checkpoint is in the stage {model.stage!r}, but the schedule has {wanted!r} at "
                 f"iteration {runner.iter}: resume with the schedule it was trained with, or begin the schedule with "
@@ -106,6 +111,10 @@ class StageHook(Hook):
         if before != wanted:
             model.enter_stage(wanted)
             runner.logger.info(f"iteration {runner.iter}: the model moves from the stage {before!r} to {wanted!r}")
+
+
+def _resumed(runner: Runner) -> bool:
+    return runner._resume or runner.iter > 0
 
 
 def _plain(model: Any) -> Any:

@@ -9,8 +9,9 @@ The copy is a child of the model, so that it is saved and resumed with it; no op
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,21 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation: no dropout, no batch statistics."""
         return super().train(False)
+
+    @contextlib.contextmanager
+    def batch_statistics(self, wanted: bool = True) -> Iterator[None]:
+        """Inside, batch norm normalises by the batch at hand and leaves its running statistics as they are.
+
+        A teacher that was trained on the source alone has statistics of the source.
+        """
+        norms = [m for m in self.modules() if wanted and isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training, norm.track_running_stats = False, True
 
     @torch.no_grad()
     def copy_from(self, modules: Mapping[str, nn.Module]) -> None:

@@ -40,10 +40,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         all_reduce(flat, op="sum")
         flat /= size
-        start = 0
-        for gradient in bucket:
-            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
+        _spread(flat, bucket)
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -73,15 +70,18 @@ class SteppedDataParallel(nn.Module):
     optimiser, and the wrapper makes all ranks start from the weights of rank 0. Use it as
     ``model_wrapper_cfg = dict(type='alimm.SteppedDataParallel')``.
 
+    Batch norm measures each rank's own pictures. After every training step all ranks take the statistics of rank 0, so
+    that they teach, validate and save one model.
+
     Plain batch norm takes the place of SyncBN on the CPU, for which torch has none.
 
     Args:
         module: the model.
-        broadcast_buffers: send the buffers of rank 0 to all ranks before every training step.
+        broadcast_buffers: send the buffers of rank 0 to all ranks after every training step.
         device_ids: ignored; other wrappers have it.
     """
 
-    def __init__(self, module: nn.Module, broadcast_buffers: bool = False, device_ids: Any = None) -> None:
+    def __init__(self, module: nn.Module, broadcast_buffers: bool = True, device_ids: Any = None) -> None:
         super().__init__()
         device = next((parameter.device.type for parameter in module.parameters()), "cpu")
         self.module: Any = revert_sync_batchnorm(module) if device == "cpu" else module
@@ -95,9 +95,10 @@ class SteppedDataParallel(nn.Module):
 
     def train_step(self, data: Any, optim_wrapper: Any) -> Any:
         """Let the model train on a batch; return what is logged."""
+        logs = self.module.train_step(data, optim_wrapper)
         if self.broadcast_buffers:
             _send_from_first(self.module.buffers())
-        return self.module.train_step(data, optim_wrapper)
+        return logs
 
     def val_step(self, data: Any) -> Any:
         """Predictions for a batch in validation."""
@@ -108,7 +109,19 @@ class SteppedDataParallel(nn.Module):
         return self.module.test_step(data)
 
 
+@torch.no_grad()
 def _send_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors by those of rank 0, one message for each type and `BUCKET_BYTES`."""
     if get_world_size() > 1:
-        for tensor in tensors:
-            broadcast(tensor.detach())
+        for bucket in _buckets(list(tensors)):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            broadcast(flat)
+            _spread(flat, bucket)
+
+
+def _spread(flat: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Copy the values of a flat tensor into others, one after the other."""
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +46,9 @@ def build(conditions: int, channels: int, compat_mode: bool, stage: str) -> tupl
         dict(
             type="alimm.DCAASegmentor",
             conditions=conditions,
-            data_preprocessor=dict(type="mmseg.SegDataPreProcessor", mean=(127.5,) * 3, std=(63.75,) * 3, size_divisor=32),
+            data_preprocessor=dict(
+                type="mmseg.SegDataPreProcessor", mean=(127.5,) * 3, std=(63.75,) * 3, size_divisor=32
+            ),
             backbone=dict(
                 type="mmseg.ResNetV1c", depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), norm_cfg=norm
             ),
@@ -133,19 +135,21 @@ def _measure(mode: str, stage: str, height: int, width: int, conditions: int) ->
     model, wrappers = build(conditions, 64, mode == "compat", stage)
     model.train_step(batch(conditions, (64, 64)), wrappers)  # optimiser states and libraries are there
     data = batch(conditions, (height, width))
-    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
     for _ in range(2):
         model.train_step(data, wrappers)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
+    return (_status("VmHWM") - before) / 1024
 
 
-def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _status(name: str) -> int:
+    """Kilobytes of this process: ``VmRSS``, resident now, or ``VmHWM``, at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--measure", nargs=6)
+    parser.add_argument("--measure", nargs=5)
     mode, stage, *numbers = parser.parse_args().measure
     print(json.dumps(_measure(mode, stage, *map(int, numbers))))

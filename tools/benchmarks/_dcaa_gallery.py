@@ -36,7 +36,7 @@ def write(work_dir: Path, arms: list[str], iters: int, tiny: bool = False, seed:
         picture = np.ascontiguousarray(item["img"][..., ::-1])
         maps = [picture, item["gt_seg_map"]]
         for arm, model in models.items():
-            found = explain(model, picture, number) if arm == "dcaa" else None
+            found = explain(model, picture) if arm == "dcaa" else None
             maps.append(found.prediction if found is not None else _predict(model, item))
             if found is None:
                 continue

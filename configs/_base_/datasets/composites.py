@@ -1,11 +1,11 @@
 """Cut-outs on grounds: a source of drawings, and a target of photographs, plain, dark, in haze and in rain.
 
-Made by ``python tools/data/prepare_composites.py`` in ``data/composites``.
+Made by ``python tools/data/prepare_composites.py`` in alimm's data folder: ``$ALIMM_DATA``, or ``data`` in the cache.
 """
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import DefaultSampler
 from mmseg.datasets.transforms import LoadAnnotations, RandomFlip
-from mmcv.transforms import LoadImageFromFile
 
 from alimm.projects.dcaa.composites import METAINFO
 from alimm.projects.dcaa.datasets import ConditionSegDataset
@@ -14,7 +14,8 @@ from alimm.projects.dcaa.packing import PackConditionInputs
 from alimm.projects.dcaa.sampler import ConditionSampler
 from alimm.projects.dcaa.styles import StyledDataset, StyliseSource
 
-folder = "data/composites"
+# MMEngine makes every import of a config lazy, and a lazy function cannot be called.
+folder = str(__import__("alimm.paths", fromlist=["data_root"]).data_root() / "dcaa_composites")
 conditions = ("plain", "dark", "haze", "rain")
 num_classes = 5
 files = dict(

@@ -1,4 +1,4 @@
-"""Drawn streets: a labelled source in clear weather, and an unlabelled target in clear weather, fog, rain, night, snow."""
+"""Drawn streets: a labelled source in clear weather; an unlabelled target in clear weather, fog, rain, night, snow."""
 
 from mmengine.dataset import DefaultSampler
 from mmseg.datasets.transforms import RandomFlip
@@ -61,6 +61,7 @@ val_dataloader = dict(
         **gap,
         domain="target",
         split="val",
+        seed=1,
         num=40,
         conditions=conditions,
         with_labels=True,

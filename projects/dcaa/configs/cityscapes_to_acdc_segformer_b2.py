@@ -1,7 +1,8 @@
 """Cityscapes to the fog, rain, night and snow of ACDC, on SegFormer-B2: a decoder of SegFormer for each condition.
 
 The data sets have to be fetched from their makers, into ``data/cityscapes`` and ``data/acdc``; this config was built
-and stepped on made pictures, and never trained. Optimiser and augmentation are those of DAFormer's kind, not the paper's.
+and stepped on made pictures, and never trained. Optimiser and augmentation are those of DAFormer's kind, not the
+paper's.
 """
 
 from mmengine.config import read_base

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from alimm.projects.dcaa.adabn import AdaBNHook, reestimate_bn, restore, statistics
+from alimm.projects.dcaa.adabn import AdaBNHook, _one_pass, reestimate_bn, restore, statistics
 from tests.projects.dcaa.tiny_runner import TinyNumbers, TinyPlayers, assert_equal_weights, loader, run, weights
 
 
@@ -27,7 +28,7 @@ def norm(x: torch.Tensor, layer: nn.BatchNorm2d) -> torch.Tensor:
     return out
 
 
-def test_statistics_are_means_over_the_batches_layer_after_layer() -> None:
+def test_statistics_are_means_over_the_pictures_layer_after_layer() -> None:
     torch.manual_seed(0)
     first, second = nn.BatchNorm2d(2), nn.BatchNorm2d(3)
     for layer in (first, second):
@@ -37,7 +38,8 @@ def test_statistics_are_means_over_the_batches_layer_after_layer() -> None:
         layer.num_batches_tracked.fill_(5)
     conv = nn.Conv2d(2, 3, 1)
     model = nn.Sequential(first, nn.Dropout(0.9), conv, second).double()
-    batches = [torch.randn(size, 2, 4, 5, dtype=torch.float64) for size in (2, 2, 3)]
+    sizes = 2, 3, 1
+    batches = [torch.randn(size, 2, 4, 5, dtype=torch.float64) for size in sizes]
     assert reestimate_bn(model, iter(batches)) == 3
 
     inputs = {first: batches, second: [conv(norm(x, first)) for x in batches]}
@@ -45,8 +47,11 @@ def test_statistics_are_means_over_the_batches_layer_after_layer() -> None:
         for c in range(layer.num_features):
             means = [x[:, c].mean().item() for x in values]
             variances = [x[:, c].var(unbiased=True).item() for x in values]
-            assert layer.running_mean[c].item() == pytest.approx(sum(means) / 3, rel=1e-9)
-            assert layer.running_var[c].item() == pytest.approx(sum(variances) / 3, rel=1e-9)
+            mean, variance = (sum(n * x for n, x in zip(sizes, xs, strict=True)) / 6 for xs in (means, variances))
+            assert layer.running_mean[c].item() == pytest.approx(mean, rel=1e-9)
+            assert layer.running_var[c].item() == pytest.approx(variance, rel=1e-9)
+        assert layer.momentum == 0.1
+        assert not layer._forward_pre_hooks
 
 
 def test_momentum_goes_on_from_what_was_there() -> None:
@@ -196,6 +201,26 @@ def test_only_so_many_batches(tmp_path: Any) -> None:
     assert int(runner.model.backbone[1].num_batches_tracked) == 2
     own.after_test(runner)
     assert int(runner.model.backbone[1].num_batches_tracked) == 2  # that of one step on two domains
+
+
+@pytest.mark.parametrize(("size", "batches"), [(9, 3), (8, 3), (5, 2), (2, 1)])
+@pytest.mark.parametrize("sampler", ["alimm.ConditionSampler", "DefaultSampler"])
+def test_all_batches_are_one_pass_also_where_the_sampler_has_no_end(
+    tmp_path: Any, sampler: str, size: int, batches: int
+) -> None:
+    runner = run(tmp_path, max_iters=1)
+    own = AdaBNHook(loader(batch=3, size=size, sampler=dict(type=sampler)))
+    own.before_test(runner)
+    assert int(runner.model.backbone[1].num_batches_tracked) == batches
+
+
+def _batches_of_a_rank() -> int | None:
+    return _one_pass(DataLoader(TinyNumbers(size=13), batch_size=3))
+
+
+def test_ranks_share_a_pass(gloo: Any) -> None:
+    assert _batches_of_a_rank() == 5
+    assert gloo.run(2, _batches_of_a_rank) == [3, 3]
 
 
 def test_other_averages_of_the_same_statistics_are_refused(tmp_path: Any) -> None:

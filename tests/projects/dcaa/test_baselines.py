@@ -224,6 +224,12 @@ def test_adversarial_says_what_is_wrong(options: dict[str, Any], message: str) -
         build("AdversarialSegmentor", **options)
 
 
+def test_init_weights_reaches_the_discriminators() -> None:
+    model = build("AdversarialSegmentor", discriminator=dict(init_cfg=dict(type="Constant", val=0.25, layer="Conv2d")))
+    model.init_weights()
+    assert all((p == 0.25).all() for p in model.discriminators.parameters() if p.ndim == 4)
+
+
 def test_names() -> None:
     assert isinstance(build("SourceSegmentor", conditions=["fog", "night"]), SourceSegmentor)
     assert isinstance(build("AdversarialSegmentor", conditions=2), AdversarialSegmentor)
@@ -231,7 +237,9 @@ def test_names() -> None:
 
 def step_of_two(kind: str) -> dict[str, torch.Tensor]:
     """Weights after a step on two pictures of either domain, or on those of this rank; one target picture is cut."""
-    options = dict(discriminator=dict(channels=(8, 8, 8, 8))) if kind == "AdversarialSegmentor" else {"strong": False}
+    options: dict[str, Any] = dict(strong=False, batch_statistics=False)
+    if kind == "AdversarialSegmentor":
+        options = dict(discriminator=dict(channels=(8, 8, 8, 8)))
     model = build(kind, freeze_bn=True, **options)
     data = both()
     data["target"]["inputs"][0] = data["target"]["inputs"][0][:, :20]

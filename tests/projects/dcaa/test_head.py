@@ -189,6 +189,18 @@ def test_heads_that_are_refused(branch: dict[str, Any], message: str) -> None:
         fusion(2, dict(in_channels=64, in_index=3, channels=8, num_classes=3) | branch).forward_all(features())
 
 
+def test_recomputed_heads_with_several_outputs_are_refused() -> None:
+    kind = dict(type="mmseg.DAHead", pam_channels=4, in_channels=64, in_index=3, channels=8, num_classes=3)
+    net = fusion(2, kind, checkpoint_branches=True).eval()
+    with pytest.raises(ValueError, match="DAHead cannot be the decoder of a condition: it has several outputs"):
+        net.forward_all([x.requires_grad_() for x in features()])
+
+
+def test_a_fusion_of_fusions_is_refused() -> None:
+    with pytest.raises(ValueError, match="AttentiveFusionHead cannot be the decoder of a condition: it has dec"):
+        fusion(2, dict(type="alimm.AttentiveFusionHead", num_conditions=2, branch=head()))
+
+
 def test_needs_a_condition() -> None:
     with pytest.raises(ValueError, match="at least one condition, got num_conditions=0"):
         fusion(0)

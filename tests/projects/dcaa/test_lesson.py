@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from mmengine.structures import PixelData
 
 pytest.importorskip("mmseg")
 
-import torch
-from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from alimm import compat
-
-compat.apply_to_imports()
-
 from alimm.projects.dcaa import lesson as lessons
-from alimm.projects.dcaa.base import DomainBatch
+from alimm.projects.dcaa.batch import DomainBatch
 from alimm.projects.dcaa.head import BranchOutputs
 from alimm.projects.dcaa.options import SelfTraining
 from tests.projects.dcaa.tiny import batch, dcaa

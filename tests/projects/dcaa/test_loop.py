@@ -144,6 +144,23 @@ def test_mistakes_in_the_loaders(tmp_path: Any, parts: Any, message: str) -> Non
         run(tmp_path, train_dataloader=parts)
 
 
+SCHEDULE = [dict(type="PolyLR", power=0.9, begin=0, end=2, by_epoch=False)]
+
+
+def test_an_optimiser_without_a_schedule(tmp_path: Any) -> None:
+    for given, missing in ((dict(seg=SCHEDULE), "disc"), (dict(disc=SCHEDULE), "seg")):
+        with pytest.raises(ValueError, match=rf"'{missing}' has none. Write param_scheduler.{missing} = \[dict\("):
+            run(tmp_path, max_iters=2, param_scheduler=given)
+    alone = dict(type="alimm.TinyPlayers", adversarial=False)
+    for accepted in (
+        dict(param_scheduler=dict(seg=SCHEDULE, disc=[])),
+        dict(param_scheduler=SCHEDULE),
+        dict(param_scheduler=SCHEDULE[0]),
+        dict(param_scheduler=dict(seg=SCHEDULE), model=alone),
+    ):
+        assert run(tmp_path, max_iters=2, **accepted).iter == 2
+
+
 def test_scaling_by_the_batch_size_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="auto_scale_lr scales with the batch size"):
         run(tmp_path, auto_scale_lr=dict(enable=True, base_batch_size=4))

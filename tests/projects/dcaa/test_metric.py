@@ -236,13 +236,24 @@ def test_mistakes_in_a_sample_are_named(sample: dict[str, Any], message: str) ->
 
 
 def test_mistakes_in_the_arguments_are_named() -> None:
-    for bad in ("rain/night", "a b", "worst", ""):
+    for bad in ("worst", "mean", "adverse", ""):
         with pytest.raises(ValueError, match="cannot be part of a metric's key"):
             ConditionIoUMetric(conditions=["clear", bad])
         with pytest.raises(ValueError, match="cannot be part of a metric's key"):
             make_metric().process(None, [make_sample([[0]], [[0]], bad)])
     with pytest.raises(ValueError, match=r"write \['night'\]"):
         ConditionIoUMetric(adverse="night")
+    with pytest.raises(ValueError, match="'rain night' and 'rain/night' would both be mIoU/rain_night: rename one"):
+        ConditionIoUMetric(conditions=["rain night", "rain/night"])
+    metric = make_metric()
+    metric.process(None, [make_sample([[0]], [[0]], "rain night")])
+    metric.process(None, [make_sample([[0]], [[0]], "rain night")])
+    with pytest.raises(ValueError, match="would both be mIoU/rain_night"):
+        metric.process(None, [make_sample([[0]], [[0]], "rain/night")])
+    metric = make_metric()
+    metric.results = [(name, np.ones((3, 3), np.int32)) for name in ("rain night", "rain/night")]  # of two ranks
+    with pytest.raises(ValueError, match="would both be mIoU/rain_night"):
+        metric.compute_metrics(metric.results)
     with pytest.raises(ValueError, match="twice"):
         ConditionIoUMetric(conditions=["night", "night"])
     with pytest.raises(ValueError, match="adverse names fog, but the conditions are clear, night"):
@@ -289,11 +300,15 @@ def test_the_keys_survive_the_log() -> None:
     from mmengine.logging import MessageHub
     from mmengine.runner import LogProcessor
 
-    metric = make_metric()
-    metric.process(None, random_samples(4, ("clear", "night")))
+    names = ("clear", "night rain", "a/b", "Nebel-\u00fcber+2.5", "\u96e8", "x:y")
+    keys = ("clear", "night_rain", "a_b", "Nebel-\u00fcber+2.5", "\u96e8", "x_y")
+    metric = make_metric(conditions=names)
+    metric.process(None, random_samples(6, names))
     hub = MessageHub.get_instance("dcaa_metric_keys")
-    for key, value in metric.evaluate(4).items():
+    for key, value in metric.evaluate(6).items():
         hub.update_scalar(f"val/{key}", value)
     runner = SimpleNamespace(message_hub=hub, iter=1, epoch=0, val_loop=SimpleNamespace(dataloader=[1]))
     tag, _ = LogProcessor(by_epoch=False).get_log_after_epoch(runner, 1, "val", with_non_scalar=False)
-    assert tag["mIoU/night"] == pytest.approx(hub.get_scalar("val/mIoU/night").current())
+    for key in keys:
+        assert tag[f"mIoU/{key}"] == pytest.approx(hub.get_scalar(f"val/mIoU/{key}").current())
+    assert list(metric.confusions) == list(names)

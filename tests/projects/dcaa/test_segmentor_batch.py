@@ -14,6 +14,7 @@ from mmengine.structures import PixelData
 pytest.importorskip("mmseg")
 
 from alimm.projects.dcaa.base import AdaptationSegmentor
+from alimm.projects.dcaa.segmentor import DCAASegmentor
 from tests.projects.dcaa.tiny import batch, dcaa, read, teaching, weights
 from tests.projects.dcaa.tiny_segmentor import alternating, build, head, sgd
 
@@ -26,6 +27,10 @@ def sample(data: dict[str, Any], domain: str, i: int = 1) -> Any:
 
 def put(domain: str, **metainfo: Any) -> Change:
     return lambda data: sample(data, domain).set_metainfo(metainfo)
+
+
+def put_first(data: dict[str, Any], **metainfo: Any) -> None:
+    sample(data, "source", 0).set_metainfo(metainfo)
 
 
 def without_condition(data: dict[str, Any]) -> None:
@@ -69,6 +74,8 @@ def one_label(value: int) -> Change:
         (put("source", cond_id=-1, condition="none"), "1.png has condition 'none' with number -1, and the model has 2"),
         (put("target", cond_id=0), "1.png has condition 'night' as number 0, which the model calls 'fog': give model "
          "and data sets the conditions in one order"),
+        (put("source", cond_id=0), "1.png has condition 'night' as number 0, which the model calls 'fog': give model "
+         "and data sets the conditions in one order"),
         (labelled_target, "1.png of the target comes with labels, which training must not see: set with_labels=False"),
         (unlabelled_source, "1.png of the source has no labels: add dict(type='LoadAnnotations') to its pipeline"),
         (labels(torch.zeros(1, 32, 60, dtype=torch.long)),
@@ -108,9 +115,26 @@ def test_names_are_compared_where_the_model_has_names() -> None:
     model = build("DCAASegmentor", conditions=2)
     assert model.conditions == ("condition0", "condition1")
     assert read(model, data).target.cond_ids.tolist() == [0, 1]
-    put("target", condition="night")(data)
-    put("source", condition="gta")(data)  # of a source picture the style has a number, and any name
+    put("source", condition="dusk")(data)
+    assert read(model, data).source.cond_ids.tolist() == [0, 1]
+
+
+def test_names_of_the_source_where_pictures_train_a_part_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batch()
+    put("source", condition="gta")(data)
+    monkeypatch.setattr(DCAASegmentor, "routes_by_condition", False)
     assert read(dcaa(2), data).source.cond_ids.tolist() == [0, 1]
+    monkeypatch.setattr(DCAASegmentor, "routes_by_condition", True)
+    message = (
+        "1.png of the source has condition 'gta', and the model knows fog, night. DCAASegmentor needs each source "
+        "picture in the style of a condition: wrap it in alimm.StyledDataset or give GTA5ConditionDataset styles"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(dcaa(2), data)
+    assert read(build("DCAASegmentor", conditions=2), data).source.cond_ids.tolist() == [0, 1]
+    one = batch((0,), (0,))
+    put_first(one, condition="gta")
+    assert read(dcaa(1), one).source.cond_ids.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +176,53 @@ def test_optimisers_of_other_names() -> None:
     other = OptimWrapperDict(generator=sgd(model))
     with pytest.raises(ValueError, match="named generator, and seg and disc are needed: set constructor="):
         model.train_step(batch(), other)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_gradients_are_not_accumulated(two: bool) -> None:
+    model = dcaa(2)
+    wrapper = sgd(model)
+    wrapper._accumulative_counts = 3
+    with pytest.raises(ValueError, match=r"accumulative_counts is 3, but .*: leave it out of optim_wrapper"):
+        model.train_step(batch(), OptimWrapperDict(seg=sgd(model), disc=wrapper) if two else wrapper)
+
+
+def test_the_stage_of_another_class() -> None:
+    model = build("AdversarialSegmentor")
+    for number in (2, -1):
+        model.stage_index.fill_(number)
+        with pytest.raises(ValueError, match=f"the stages source, align, and the weights that were loaded are in stage "
+                           f"number {number}"):  # fmt: skip
+            _ = model.stage
+    model.enter_stage("align")
+    assert model.stage == "align"
+
+
+def test_a_single_stage_is_not_saved() -> None:
+    plain = build("SourceSegmentor")
+    assert "stage_index" not in plain.state_dict()
+    for kind in ("AdversarialSegmentor", "MeanTeacherSegmentor", "DCAASegmentor"):
+        model = build(kind, conditions=2)
+        stage = model.stage
+        assert "stage_index" in model.state_dict()
+        model.load_state_dict(plain.state_dict(), strict=False)
+        assert model.stage == stage != "source"
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_augmentation_knows_no_autocast(statistics: bool) -> None:
+    model = dcaa(2)
+    if not statistics:
+        model.data_preprocessor = torch.nn.Identity()
+    inputs = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    made = []
+    for autocast in (False, True):
+        torch.manual_seed(0)  # with it the pictures are blurred
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            given = inputs.bfloat16() if autocast else inputs.bfloat16().float()
+            made.append(model.augmented(given))
+    assert made[1].dtype == torch.float32
+    assert torch.equal(made[0], made[1])
 
 
 @pytest.mark.parametrize("options", [dict(), dict(class_weight=(1.0, 2.0, 3.0)), dict(release_compat=True)])

@@ -54,8 +54,23 @@ def test_weights_of_a_stage_start_the_next(tmp_path: Any) -> None:
     assert run(tmp_path / "b", max_iters=1, load_from=path, custom_hooks=hook((0, "self_train"))).model.entered == [
         "self_train"
     ]
-    with pytest.raises(ValueError, match="the checkpoint is in the stage 'align', but the schedule has 'source' at it"):
-        run(tmp_path / "c", max_iters=1, load_from=path, custom_hooks=hook((0, "source")))
+
+
+@pytest.mark.parametrize("saved", ["source", "align", "self_train"])
+def test_a_new_run_enters_its_first_stage_whatever_weights_it_starts_from(tmp_path: Any, saved: str) -> None:
+    run(tmp_path / "a", max_iters=2, custom_hooks=hook((0, saved)))
+    path = str(tmp_path / "a" / "iter_2.pth")
+    runner = run(tmp_path / "b", max_iters=3, load_from=path, custom_hooks=hook((0, "align"), (1, "self_train")))
+    assert runner.model.entered == ["align", "self_train"]
+
+
+def test_a_new_run_starts_from_the_weights_of_another_class(tmp_path: Any) -> None:
+    run(tmp_path / "a", max_iters=2)
+    loaded = torch.load(tmp_path / "a" / "iter_2.pth", weights_only=False)
+    loaded["state_dict"]["stage_index"].fill_(7)
+    torch.save(loaded, tmp_path / "other.pth")
+    runner = run(tmp_path / "b", max_iters=1, load_from=str(tmp_path / "other.pth"), custom_hooks=hook((0, "align")))
+    assert runner.model.stage == "align"
 
 
 def test_weights_without_a_stage_start_anywhere(tmp_path: Any) -> None:

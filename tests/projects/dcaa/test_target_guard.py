@@ -21,6 +21,7 @@ from PIL import Image
 
 from alimm.apis.config import load_config
 from alimm.apis.train import train
+from alimm.paths import data_root
 from alimm.projects.dcaa.synthetic import SyntheticWeatherDataset, export_dataset
 from tests.projects.dcaa.tiny_configs import plain_texts, shortened, without_validation
 
@@ -92,7 +93,7 @@ def config_of(arm: str, tree: Path) -> Config:
 def _adapt(node: Any, live: Any, tree: Path) -> None:
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key == "data_root":
-            live[key] = str(tree) + value.removeprefix("data/composites")
+            live[key] = str(tree) + value.removeprefix(str(data_root() / "dcaa_composites"))
         elif key == "conditions":
             live[key] = NAMES
         elif key == "metainfo":

@@ -123,3 +123,21 @@ def test_is_saved_with_its_count() -> None:
 def test_says_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Teacher(dict(net=student()), **options)
+
+
+def test_batch_statistics_are_those_of_the_batch_and_leave_the_running_ones() -> None:
+    teacher = Teacher(dict(net=student()))
+    part: Any = teacher.parts["net"]
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    x = torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0)) + 5
+    by_running = part(x)
+    with teacher.batch_statistics():
+        by_batch = part(x)
+    with teacher.batch_statistics(False):
+        assert torch.equal(part(x), by_running)
+    convolved = x + 1  # weight and bias are 1
+    expected = (convolved - convolved.mean()) / (convolved.var(unbiased=False) + 1e-5).sqrt() + 1
+    torch.testing.assert_close(by_batch, expected)
+    assert torch.equal(part(x), by_running), "afterwards as before"
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any(module.training for module in part)

@@ -4,7 +4,9 @@ import copy
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import mmengine.dist
 import torch
 import torch.distributed as dist
 from mmengine.model import is_model_wrapper
@@ -72,21 +74,84 @@ def test_all_ranks_start_from_the_first(gloo: Any) -> None:
 
 def _buffers(broadcast: bool) -> list[float]:
     class Counting(nn.Module):
+        where: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("where", torch.zeros(1))
 
         def train_step(self, data: float, optim_wrapper: Any) -> float:
+            self.where += 1.0
             return float(self.where)
 
     wrapped = SteppedDataParallel(Counting(), broadcast_buffers=broadcast)
     wrapped.module.where.fill_(dist.get_rank() + 1.0)
-    return wrapped.train_step(0.0, optim_wrapper=None)
+    seen = wrapped.train_step(0.0, optim_wrapper=None)
+    return [seen, float(wrapped.module.where)]
 
 
-def test_buffers_are_sent_before_a_step_if_wanted(gloo: Any) -> None:
-    assert gloo.run(2, _buffers, False) == [1.0, 2.0]
-    assert gloo.run(2, _buffers, True) == [1.0, 1.0]
+def test_buffers_are_sent_after_a_step_if_wanted(gloo: Any) -> None:
+    assert gloo.run(2, _buffers, False) == [[2.0, 2.0], [3.0, 3.0]]
+    assert gloo.run(2, _buffers, True) == [[2.0, 2.0], [3.0, 2.0]]
+
+
+def _buffers_of_kinds(bucket_bytes: int) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    wrapper_module.BUCKET_BYTES = bucket_bytes
+    rank = dist.get_rank()
+
+    class Moving(nn.Module):
+        student: Any
+        teacher: Any
+        flags: torch.Tensor
+        transposed: torch.Tensor
+        unsaved: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = nn.BatchNorm2d(3)
+            self.teacher = nn.BatchNorm2d(3).requires_grad_(False)
+            self.register_buffer("flags", torch.tensor([False, False]))
+            self.register_buffer("transposed", torch.zeros(2, 3).t())
+            self.register_buffer("unsaved", torch.tensor(0), persistent=False)
+            self.register_buffer("absent", None)
+
+        def train_step(self, data: torch.Tensor, optim_wrapper: Any) -> None:
+            self.student(data)
+            self.teacher.running_var.mul_(0.5).add_(0.5 * self.student.running_var)
+            self.teacher.num_batches_tracked += 5 + rank
+            self.flags[rank] = True
+            self.transposed += torch.arange(6.0).view(3, 2) + rank
+            self.unsaved += 2 + rank
+
+    torch.manual_seed(rank)
+    wrapped = SteppedDataParallel(Moving())
+    sent: list[tuple[str, int]] = []
+    send = mmengine.dist.broadcast
+
+    def note(flat: torch.Tensor) -> None:
+        sent.append((str(flat.dtype), flat.numel()))
+        send(flat)
+
+    with mock.patch.object(wrapper_module, "broadcast", note):
+        for _ in range(2):
+            wrapped.train_step(torch.randn(2, 3, 4, 4), None)
+    return {name: value.tolist() for name, value in wrapped.module.named_buffers()}, sent
+
+
+def test_all_buffers_are_those_of_the_first_rank_after_a_step(gloo: Any) -> None:
+    (first, sent), (second, _) = gloo.run(2, _buffers_of_kinds, 2**20)
+    assert first == second
+    assert first["student.num_batches_tracked"] == 2
+    assert first["teacher.num_batches_tracked"] == 10
+    assert first["teacher.running_var"] not in ([1.0] * 3, first["student.running_var"])
+    assert first["flags"] == [True, False]
+    assert first["transposed"] == [[0.0, 2.0], [4.0, 6.0], [8.0, 10.0]]
+    assert first["unsaved"] == 4
+    kinds = [("torch.bool", 2), ("torch.float32", 18), ("torch.int64", 3)]
+    assert [sorted(sent[:3]), sorted(sent[3:])] == [kinds, kinds]  # one message a type and step
+    (small, sent), (other, _) = gloo.run(2, _buffers_of_kinds, 1)
+    assert small == other == first
+    assert len(sent) == 2 * 9
 
 
 def test_calls_go_to_the_model() -> None:
@@ -136,7 +201,7 @@ def _train(folder: str, batch: int) -> Any:
     )
     model = runner.model.module if distributed else runner.model
     drawn = [[index for index, _ in part[name]] for part in model.seen for name in ("source", "target")]
-    return drawn, {name: value.tolist() for name, value in model.state_dict().items() if "running" not in name}
+    return drawn, {name: value.tolist() for name, value in model.state_dict().items()}
 
 
 def test_ranks_train_on_the_draws_of_one_process_and_stay_equal(gloo: Any) -> None:

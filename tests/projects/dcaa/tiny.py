@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alimm.projects.dcaa.base import AdaptationSegmentor, StepBatch
+from alimm.projects.dcaa.base import AdaptationSegmentor
+from alimm.projects.dcaa.batch import StepBatch
 from alimm.projects.dcaa.head import AttentiveFusionHead
 from alimm.projects.dcaa.segmentor import DCAASegmentor
 from alimm.registry import MODELS

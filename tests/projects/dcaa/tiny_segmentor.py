@@ -24,7 +24,8 @@ def head(kind: str = "alimm.ConditionDecoder", **options: Any) -> dict[str, Any]
         )
     else:
         options = dict(in_channels=32, in_index=2, channels=8, num_convs=1, dropout_ratio=0.0, **options)
-    return dict(type=kind, num_classes=CLASSES, align_corners=False) | options
+    loss = dict(type="mmseg.CrossEntropyLoss")
+    return dict(type=kind, num_classes=CLASSES, align_corners=False, loss_decode=loss) | options
 
 
 def build(kind: str, seed: int = 0, **options: Any) -> Any:
