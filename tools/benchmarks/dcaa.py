@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", choices=list(ITERS), default=["synthetic"], help="data sets")
     parser.add_argument("--seeds", type=int, default=MIN_SEEDS, metavar="N", help="seeds 0 to N-1")
     parser.add_argument("--ablation-seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--arms", nargs="+", choices=list(runs.ARMS), metavar="ARM")
+    known = [*runs.ARMS, *runs.ABLATIONS]
+    parser.add_argument(
+        "--arms", nargs="+", choices=known, metavar="ARM", help=f"some of: {'; '.join(known).replace('%', '%%')}"
+    )
     parser.add_argument("--iters", type=int, metavar="N", help="steps of every arm, instead of the config's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument(
@@ -55,11 +58,13 @@ def run(arguments: argparse.Namespace) -> Outcome:
     todo = []
     if "accuracy" in arguments.parts:
         for name in arguments.data:
-            arms = arguments.arms or (runs.ARMS if name == "synthetic" else COMPOSITE_ARMS)
+            arms = list(runs.ARMS) if name == "synthetic" else list(COMPOSITE_ARMS)
+            arms = [arm for arm in arms if arm in (arguments.arms or arms)]
             arms = ("source_only", "dcaa") if quick else arms
             todo += [(arm, name, seed) for seed in range(seeds) for arm in arms]
     if "ablations" in arguments.parts and not quick and "synthetic" in arguments.data:
-        todo += [(arm, "synthetic", seed) for seed in range(short) for arm in runs.ABLATIONS]
+        arms = [arm for arm in runs.ABLATIONS if arm in (arguments.arms or runs.ABLATIONS)]
+        todo += [(arm, "synthetic", seed) for seed in range(short) for arm in arms]
     work_dir = arguments.work_dir / "quick" if quick else arguments.work_dir
     planned = [runs.Run(arm, name, seed, 4 if quick else arguments.iters or ITERS[name]) for arm, name, seed in todo]
     rows = runs.train_all(planned, work_dir, arguments.jobs, tiny=quick)

@@ -103,7 +103,7 @@ def test_refuses_what_the_release_has_not(option: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(treshold=0.5), "no option 'treshold'. Did you mean threshold?"),
+        (dict(thresh=0.5), "no option 'thresh'. Did you mean threshold?"),
         (dict(threshold=1.0), r"threshold lies in \[0, 1\), got 1.0"),
         (dict(threshold=[0.5, -0.1]), r"threshold lies in \[0, 1\)"),
         (dict(pseudo_on="fused"), "'global' or 'all', got 'fused'"),
