@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -28,6 +29,7 @@ from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry as _Registry
+from mmengine.utils import get_object_from_string
 
 from alimm.extras import require
 
@@ -100,6 +102,10 @@ class Registry(_Registry):
         return found
 
     def _find(self, key: str) -> Any:
+        # The dump of a class reads "alimm.models.X"; another package's registry hands that on without its first word.
+        head, _, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+        if rest and self.scope == "alimm" and head != "alimm" and find_spec(f"alimm.{head}") is not None:
+            return get_object_from_string(f"alimm.{key}")
         found = super().get(key)
         if found is None and isinstance(key, str) and (key.startswith("alimm.") or "." not in key):
             before = len(_loaded_plugins)

@@ -1,7 +1,7 @@
 """Composites: DCAA, two thirds of the steps aligning the conditions and the rest in self-training as well.
 
-Self-training is not the paper's here: all pixels stay aligned, the teacher moves, the student sees augmented pictures,
-and its loss weighs a tenth, since at full weight it may teach itself mistakes.
+Self-training is not quite the paper's here: all pixels stay aligned, the teacher moves, and its loss weighs a tenth,
+since at full weight it taught itself mistakes.
 """
 
 from mmengine.config import read_base
@@ -19,7 +19,7 @@ model.update(
     type=DCAASegmentor,
     discriminator=dict(channels=(16, 32, 64, 64), num_strides=2),
     adversarial_weight=0.03,
-    self_training=dict(threshold=0.8, weight=0.1, hard_only=False, pseudo_on="all", momentum=0.02, student="strong"),
+    self_training=dict(threshold=0.8, weight=0.1, hard_only=False, pseudo_on="all", momentum=0.02),
 )
 model.decode_head = dict(
     type=AttentiveFusionHead, num_conditions=len(conditions), branch=model.decode_head, dropouts=(0.0, 0.0, 0.0)

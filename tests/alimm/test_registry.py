@@ -6,6 +6,7 @@ import sys
 import pytest
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
 from mmengine.registry import Registry as MmengineRegistry
 
 from alimm import registry
@@ -131,3 +132,12 @@ def test_a_heavy_plugin_is_not_imported_with_the_others():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "alimm.projects.dcaa.decoder"
+
+
+def test_the_dump_of_a_class_is_found_from_another_scope():
+    from alimm.heads import LinearHead
+
+    assert MODELS.get("alimm.heads.linear.LinearHead") is LinearHead
+    assert MMENGINE_MODELS.get("alimm.heads.linear.LinearHead") is LinearHead
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        assert MMENGINE_MODELS.get("alimm.heads.linear.LinearHead") is LinearHead

@@ -84,6 +84,7 @@ ABLATIONS: dict[str, tuple[str, Change | None]] = {
     "dcaa as published": ("dcaa", _as_published),
     "dcaa release_compat": ("dcaa", _released),
     "dcaa, self-training at weight 1": ("dcaa", _self_training(weight=1.0)),
+    "dcaa, student strong": ("dcaa", _self_training(student="strong")),
     "dcaa stage 1 alone": ("dcaa", _without_self_training),
     "dcaa - condition adversarial": ("dcaa", _model(condition_adversarial=False)),
     "dcaa - global adversarial": ("dcaa", _no_global),

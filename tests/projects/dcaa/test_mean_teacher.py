@@ -31,7 +31,7 @@ PADDED["target"]["inputs"] = [picture[:, : HEIGHT - 4, : WIDTH - 6] for picture 
 
 def opinionated(**options: Any) -> tuple[Any, float]:
     """A model, and the threshold that about half its teacher's pixels reach."""
-    model = build("MeanTeacherSegmentor", strong=False, **options)
+    model = build("MeanTeacherSegmentor", strong=False, batch_statistics=False, **options)
     with torch.no_grad():
         model.decode_head.conv_seg.weight.normal_(generator=torch.Generator().manual_seed(0))
     judge = copy.deepcopy(model).eval()
@@ -242,3 +242,16 @@ def test_target_labels_stay_outside() -> None:
 def test_says_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("MeanTeacherSegmentor", **options)
+
+
+def test_by_default_the_teacher_normalises_by_the_batch() -> None:
+    model = build("MeanTeacherSegmentor")
+    inputs = ready(model, pictures("target"))["inputs"]
+    student = copy.deepcopy(model).train()  # its only layers that behave otherwise in training are the batch norms
+    with torch.no_grad():
+        logits = student.decode_head(student.extract_feat(inputs))
+        expected = F.interpolate(logits, SIZE, mode="bilinear").softmax(dim=1)
+        found = model.teach(inputs)
+        model.batch_statistics = False
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(model.teach(inputs), expected, atol=1e-3)
