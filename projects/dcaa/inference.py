@@ -24,7 +24,9 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 
-from alimm.projects.dcaa.ambivalence import pseudo_labels, resolve_threshold, split
+from alimm.projects.dcaa.ambivalence import resolve_threshold, split
+from alimm.projects.dcaa.head import BranchOutputs
+from alimm.projects.dcaa.lesson import labels_of
 from alimm.projects.dcaa.options import SelfTraining
 from alimm.projects.dcaa.visualise import ambivalence_png, attention_png, prediction_png
 from alimm.registry import HOOKS
@@ -96,9 +98,7 @@ def explain(model: Any, image_rgb: NDArray[np.uint8], cond_id: int | None = None
     branches = torch.stack([smooth(logits).argmax(dim=0) for logits in parts["cond"]]).numpy()
     options = getattr(model, "self_training", None) or SelfTraining()
     ignore = int(getattr(getattr(model, "decode_head", None), "ignore_index", 255))
-    labels, _ = pseudo_labels(
-        parts["cond"], parts["att"], parts["mask"], options.threshold, ignore, correlate=options.correlate
-    )
+    labels = labels_of(BranchOutputs(parts["cond"], parts["att"], parts["mask"]), options, ignore)
     d, easy, hard = parts.get("ambivalence"), None, None
     if d is not None:
         easy, hard = split(d, labels, resolve_threshold(d, options.ambivalence_threshold), ignore)

@@ -9,7 +9,7 @@ pixel.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ class Lesson(NamedTuple):
     hard: Tensor
 
 
+def labels_of(outputs: BranchOutputs, options: SelfTraining, ignore_index: int) -> Tensor:
+    """Pseudo labels (N, h, w) by the options' threshold, which may be a quantile of each class."""
+    parts = outputs.cond, outputs.att, outputs.mask
+    threshold: Any = options.threshold
+    if isinstance(threshold, str):
+        _, prob = ambivalence.pseudo_labels(*parts, 0.0, ignore_index, correlate=options.correlate)
+        threshold = ambivalence.class_thresholds(prob, int(threshold[1:]) / 100)
+    return ambivalence.pseudo_labels(*parts, threshold, ignore_index, correlate=options.correlate)[0]
+
+
 def make_lesson(
     outputs: BranchOutputs, d_Nhw: Tensor | None, inside_NHW: Tensor, options: SelfTraining, ignore_index: int
 ) -> Lesson:
@@ -48,17 +58,15 @@ def make_lesson(
         options: of self-training.
         ignore_index: the label of pixels without one.
     """
-    labels, _ = ambivalence.pseudo_labels(
-        outputs.cond, outputs.att, outputs.mask, options.threshold, ignore_index, correlate=options.correlate
-    )
+    labels = labels_of(outputs, options, ignore_index)
     inside = functional.interpolate(inside_NHW[:, None].float(), size=labels.shape[1:])[:, 0]
     labels = torch.where(inside > 0, labels, ignore_index)
     if d_Nhw is None:
         easy = (labels != ignore_index).float()
         return Lesson(labels, easy, inside * (1 - easy))
     seen = d_Nhw[inside > 0] if inside.any() else d_Nhw
-    threshold = ambivalence.resolve_threshold(seen, options.ambivalence_threshold)
-    easy, hard = ambivalence.split(d_Nhw, labels, threshold, ignore_index)
+    least = ambivalence.resolve_threshold(seen, options.ambivalence_threshold)
+    easy, hard = ambivalence.split(d_Nhw, labels, least, ignore_index)
     return Lesson(labels, easy, inside * hard)
 
 

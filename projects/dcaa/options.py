@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,8 @@ class SelfTraining:
     """How the target teaches itself.
 
     Attributes:
-        threshold: tau, the confidence from which a pseudo label counts; one, or one a class.
+        threshold: tau, the confidence from which a pseudo label counts; one, one a class, or ``'q50'`` (ours): what
+            half of the batch's pixels of a class reach, within 0.6 to 0.9.
         correlate: labels from all decoders through the attention, not from the fused head alone.
         ambivalence: weigh pixels by how much their prediction looks like one of the source.
         ambivalence_threshold: T_d between 0 and 1, or ``'q30'`` for the 30 % quantile of the batch. 0 keeps every pixel
@@ -28,7 +30,7 @@ class SelfTraining:
         batch_statistics: the teacher normalises by the batch, not by its running statistics.
     """
 
-    threshold: float | Sequence[float] = 0.6
+    threshold: float | Sequence[float] | str = 0.6
     correlate: bool = True
     ambivalence: bool = True
     ambivalence_threshold: float | str = 0.0
@@ -56,6 +58,8 @@ class SelfTraining:
         made = cls(**options)
         made.check()
         if release_compat:
+            if isinstance(made.threshold, str):
+                raise ValueError("release_compat takes self_training.threshold as a number, not a quantile")
             for name in ("pseudo_on", "student", "momentum", "interval", "batch_statistics", "ambivalence_threshold"):
                 if getattr(made, name) != getattr(cls, name):
                     raise ValueError(
@@ -66,7 +70,15 @@ class SelfTraining:
 
     def check(self) -> None:
         """Raise ValueError for a value out of range."""
-        values = [self.threshold] if isinstance(self.threshold, (int, float)) else list(self.threshold)
+        if isinstance(self.threshold, str):
+            if not re.fullmatch(r"q(\d{1,2}|100)", self.threshold):
+                raise ValueError(
+                    f"self_training.threshold is a number, one a class, or a quantile such as 'q50', got "
+                    f"{self.threshold!r}"
+                )
+            values = []
+        else:
+            values = [self.threshold] if isinstance(self.threshold, (int, float)) else list(self.threshold)
         if not all(0 <= value < 1 for value in values):
             raise ValueError(f"self_training.threshold lies in [0, 1), got {self.threshold}")
         if self.pseudo_on not in ("global", "all"):

@@ -73,6 +73,15 @@ def test_missing_data_gives_the_exact_command(tmp_path, monkeypatch):
         (gzip.compress(idx(PIXELS) + b"x"), "it has 4721"),
         (gzip.compress(bytes([0, 0, 8, 3, 0])), "not an idx file"),
     ],
+    ids=[
+        "text",
+        "cut",
+        "labels",
+        "empty",
+        "short",
+        "long",
+        "header",
+    ],  # bytes of gzip hold the time: no two workers agree
 )
 def test_damaged_files_are_named(tmp_path, content, message):
     path = write(tmp_path) / FILES["train"][0]

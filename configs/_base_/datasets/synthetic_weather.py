@@ -61,7 +61,7 @@ val_dataloader = dict(
         **gap,
         domain="target",
         split="val",
-        seed=1,
+        seed=2,
         num=40,
         conditions=conditions,
         with_labels=True,

@@ -38,6 +38,16 @@ def test_a_lesson_by_hand() -> None:
     assert hard.tolist() == [[[0, 1], [0, 0]]]
 
 
+def test_a_quantile_as_threshold_is_taken_class_by_class() -> None:
+    taught = outputs([[[0.95, 0.05], [0.7, 0.3]], [[0.2, 0.8], [0.35, 0.65]]])
+    inside = torch.ones(1, 2, 2, dtype=torch.bool)
+    labels, *_ = lessons.make_lesson(taught, None, inside, SelfTraining(threshold="q50"), IGNORE)
+    # The medians are 0.825 and 0.725: of either class the surer pixel stays.
+    assert labels.tolist() == [[[0, IGNORE], [1, IGNORE]]]
+    with pytest.raises(ValueError, match="such as 'q50', got 'half'"):
+        SelfTraining.of(dict(threshold="half"))
+
+
 def domain(value: float, labels: torch.Tensor | None, ids: list[int], size: tuple[int, int] = (4, 8)) -> DomainBatch:
     samples = [SegDataSample() for _ in ids]
     for number, sample in enumerate(samples):
