@@ -36,23 +36,12 @@ def _self_training(**options: Any) -> Change:
     return lambda config: config.model.self_training.update(options)
 
 
-def _without_self_training(config: Config) -> None:
-    stages = next(hook for hook in config.custom_hooks if "stages" in hook)
-    stages["stages"] = stages["stages"][:1]
-
-
-def _no_global(config: Config) -> None:
-    config.model.global_adversarial = False
-    config.model.self_training.ambivalence = False  # nobody could judge it
-
-
 def _no_attention(config: Config) -> None:
     config.model.decode_head.attention = False
 
 
 def _nothing_adversarial(config: Config) -> None:
     config.model.update(condition_adversarial=False, global_adversarial=False)
-    config.model.self_training.ambivalence = False
 
 
 def _styled(config: Config) -> None:
@@ -78,21 +67,21 @@ ARMS: dict[str, tuple[str, Change | None]] = {
     **{arm: (config, None) for arm, config in BASELINES.items()},
     "styled mean teacher": ("mean_teacher", _styled),
     "dcaa": ("dcaa", None),
+    "dcaa + self-training": ("dcaa_self_training", None),
     "oracle": ("oracle", None),
 }
 ABLATIONS: dict[str, tuple[str, Change | None]] = {
-    "dcaa as published": ("dcaa", _as_published),
-    "dcaa release_compat": ("dcaa", _released),
-    "dcaa, self-training at weight 1": ("dcaa", _self_training(weight=1.0)),
-    "dcaa, student strong": ("dcaa", _self_training(student="strong")),
-    "dcaa stage 1 alone": ("dcaa", _without_self_training),
     "dcaa - condition adversarial": ("dcaa", _model(condition_adversarial=False)),
-    "dcaa - global adversarial": ("dcaa", _no_global),
+    "dcaa - global adversarial": ("dcaa", _model(global_adversarial=False)),
     "dcaa - both adversarial": ("dcaa", _nothing_adversarial),
     "dcaa - attention": ("dcaa", _no_attention),
-    "dcaa - correlations": ("dcaa", _self_training(correlate=False)),
-    "dcaa - ambivalence": ("dcaa", _self_training(ambivalence=False)),
-    "dcaa, T_d the 30 % quantile": ("dcaa", _self_training(ambivalence_threshold="q30")),
+    "both stages as published": ("dcaa_self_training", _as_published),
+    "both stages, release_compat": ("dcaa_self_training", _released),
+    "self-training at weight 1": ("dcaa_self_training", _self_training(weight=1.0)),
+    "self-training, student strong": ("dcaa_self_training", _self_training(student="strong")),
+    "self-training - correlations": ("dcaa_self_training", _self_training(correlate=False)),
+    "self-training - ambivalence": ("dcaa_self_training", _self_training(ambivalence=False)),
+    "self-training, T_d the 30 % quantile": ("dcaa_self_training", _self_training(ambivalence_threshold="q30")),
 }
 
 
