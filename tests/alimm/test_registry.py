@@ -102,7 +102,7 @@ def test_a_lazy_part_is_imported_when_it_is_asked_for(tmp_path, monkeypatch):
     assert not isinstance(object(), HOOKS.module_dict["LateHook"]), "is_model_wrapper asks this of every part"
     assert module not in sys.modules
     assert MMENGINE_HOOKS.get("alimm.LateHook").__module__ == module
-    assert HOOKS.build(dict(type="LateHook")) is not None
+    assert HOOKS.build(dict(type="alimm.LateHook")) is not None
     HOOKS.register_lazy("LateHook", "no.such.module", needs="numpy")
     assert HOOKS.get("LateHook").__module__ == module, "what is imported already stays"
 

@@ -48,7 +48,7 @@ def test_every_arm_trains_validates_and_is_tested_alike(arm: str, tmp_path: Path
     assert all(0 < float(loss) < 20 for loss in losses)
     names = {name for name in runner.message_hub.log_scalars if name.startswith("train/")}
     assert ("train/target.loss_pseudo" in names) == (arm == "mean_teacher")
-    assert ("train/target.loss_easy" in names) == (arm == "dcaa")
-    assert any("loss_d_" in name for name in names) == (arm in ("dcaa", "adaptsegnet", "advent"))
+    assert ("train/target.loss_easy" in names) == (arm == "dcaa_self_training")
+    assert any("loss_d_" in name for name in names) == (arm in ("dcaa", "dcaa_self_training", "adaptsegnet", "advent"))
     tested = judge(small_config(arm), tmp_path / "iter_2.pth", work_dir=tmp_path / "test", device="cpu")
     assert {name: tested[name] for name in found} == pytest.approx(found, abs=1e-9)

@@ -87,6 +87,10 @@ def config_of(arm: str, tree: Path) -> Config:
     config = load_config(f"alimm::dcaa/{arm}_composites.py")
     _adapt(config.to_dict(), config, tree)
     config.model.data_preprocessor.size = (32, 64)
+    if arm == "dcaa":  # both stages, so that what the teacher sees is watched as well
+        config.model.self_training = dict(threshold=0.6)
+        hook = next(hook for hook in config.custom_hooks if "stages" in hook)
+        hook.stages.append(dict(begin=1, stage="self_train"))
     return shortened(config, 3)
 
 

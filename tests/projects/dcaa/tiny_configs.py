@@ -11,7 +11,9 @@ from mmengine.config import Config
 from alimm.apis.config import load_config
 
 
-def small_config(arm: str = "dcaa", max_iters: int = 2, second_stage: int = 1, pictures: int = 2) -> Config:
+def small_config(
+    arm: str = "dcaa_self_training", max_iters: int = 2, second_stage: int = 1, pictures: int = 2
+) -> Config:
     """A config of synthetic weather; what has two stages enters the second at ``second_stage``.
 
     Args:
@@ -32,7 +34,8 @@ def shortened(config: Config, max_iters: int, second_stage: int = 1) -> Config:
             part.end = max_iters
     for hook in config.custom_hooks:
         if "stages" in hook:
-            hook["stages"][1]["begin"] = second_stage
+            for stage in hook["stages"][1:]:
+                stage["begin"] = second_stage
         if "num_batches" in hook:
             hook["num_batches"] = 2
     config.train_cfg.update(max_iters=max_iters, val_interval=max_iters)
