@@ -14,4 +14,4 @@ custom_hooks.append(
         num_batches=30,
     )
 )
-expected = {"mIoU/adverse": 0.0}
+expected = {"mIoU/adverse": 56.3}

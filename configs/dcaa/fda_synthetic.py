@@ -7,4 +7,4 @@ with read_base():
 
 train_dataloader.source.dataset = styled_source_dataset
 train_dataloader.source.dataset.dataset.pipeline[1].update(method="fda")
-expected = {"mIoU/adverse": 0.0}
+expected = {"mIoU/adverse": 54.0}

@@ -8,4 +8,4 @@ with read_base():
 from alimm.projects.dcaa.augment import StrongAugment
 
 train_dataloader.source.dataset.pipeline.insert(1, dict(type=StrongAugment))
-expected = {"mIoU/adverse": 0.0}
+expected = {"mIoU/adverse": 67.6}
