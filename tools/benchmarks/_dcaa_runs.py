@@ -1,7 +1,7 @@
 """Training the arms that DCAA is compared with: one run, many runs with a cache, paired differences.
 
-All arms of a seed share the pictures, the encoder, the decoder, the number of steps and the batch. The checkpoint that
-is judged is the last: one chosen by the target's labels would have used them.
+All arms of a seed share the pictures, the encoder, the kind of decoder, the number of steps and the batch. The
+checkpoint that is judged is the last: one chosen by the target's labels would have used them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """DCAA against its baselines on synthetic weather and on composites: mIoU by condition, memory, seconds a step.
 
 Every arm trains the same encoder and kind of decoder (DCAA has one a condition) for the same number of steps on the
-same pictures, from several seeds; the last checkpoint is judged, on pictures that no setting was chosen on. Differences
-are paired by seed, with 95 % intervals. The oracle trains on the target's labels. "styled mean teacher" is colour
-matching and mean teacher together, the strongest recipe here without a discriminator. The gallery is written to the
-work dir.
+same pictures, from several seeds; the last checkpoint is judged, on pictures of their own. Differences are paired by
+seed, with 95 % intervals. The oracle trains on the target's labels. "styled mean teacher" is colour matching and mean
+teacher together, the strongest recipe here without a discriminator. The gallery is written to the work dir.
 """
 
 from __future__ import annotations

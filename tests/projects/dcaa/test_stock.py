@@ -19,10 +19,12 @@ Heads, the optimiser and its schedule stay; every condition gets a copy of the d
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 pytest.importorskip("mmseg")
@@ -32,6 +34,7 @@ from mmengine.config import Config
 from alimm.apis.config import load_config
 from alimm.apis.test import test as judge
 from alimm.apis.train import train
+from alimm.paths import resource_root
 from tests.alimm import stock_data
 from tests.projects.dcaa.tiny_configs import plain_texts
 
@@ -116,3 +119,30 @@ def test_deeplab_on_cityscapes_is_adapted_to_fog_and_rain(tmp_path: Path) -> Non
     found = {name: runner.message_hub.get_scalar(f"val/mIoU/{name}").current() for name in (*CONDITIONS, "adverse")}
     tested = judge(config, tmp_path / "run" / "iter_2.pth", work_dir=tmp_path / "test", device="cpu")
     assert found == pytest.approx({name: tested[f"mIoU/{name}"] for name in found})
+
+
+def test_the_config_in_the_readme_trains_and_validates(tmp_path: Path) -> None:
+    foggy_and_rainy(tmp_path)
+    for kind in ("images", "labels"):
+        (tmp_path / "gta5" / kind).mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "leftImg8bit" / "train").rglob("*.png"))):
+        picture = cv2.imread(str(path))
+        cv2.imwrite(str(tmp_path / "gta5" / "images" / f"{number}.png"), picture)
+        cv2.imwrite(str(tmp_path / "gta5" / "labels" / f"{number}.png"), picture[..., 0] % 20 + 7)
+    readme = (resource_root() / "projects" / "dcaa" / "README.md").read_text()
+    text = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "_base_" in block)
+    for old, new in (
+        ('"data/cityscapes"', repr(str(tmp_path))),
+        ('"data/gta5"', repr(str(tmp_path / "gta5"))),
+        ("(512, 1024)", "(64, 128)"),
+        ("max_iters=80000, val_interval=8000", "max_iters=2, val_interval=2"),
+        ("begin=50000", "begin=1"),
+        ("num_workers=2", "num_workers=0"),
+    ):
+        assert old in text, old
+        text = text.replace(old, new)
+    text += "model.update(pretrained=None, data_preprocessor=dict(size=(64, 128)))\n"
+    (tmp_path / "config.py").write_text(text)
+    runner = train(tmp_path / "config.py", work_dir=tmp_path / "work", device="cpu")
+    assert runner.model.stage == "self_train"
+    assert {"val/mIoU/clear", "val/mIoU/fog", "val/mIoU/worst"} <= set(runner.message_hub.log_scalars)
